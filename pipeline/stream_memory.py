@@ -1,0 +1,228 @@
+"""The stream's in-memory twin: the same promise within one process, for tests and to measure without a server."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.messages import Frame, Verdict
+from pipeline.stream import (
+    POISON,
+    SHED,
+    TOO_LARGE,
+    Audit,
+    Delivery,
+    Limits,
+    Policy,
+    SourceCount,
+    read_delivery,
+    uninspected,
+)
+
+
+@dataclass
+class _Entry:
+    token: str
+    source: str
+    header: bytes
+    pixels: bytes
+    holder: str = ""
+    deliveries: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + len(self.pixels)
+
+
+class _Line:
+    """What all clients of one in-memory line share."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.dead: list[_Entry] = []
+        self.verdicts: list[tuple[int, bytes, bytes]] = []
+        self.numbers = itertools.count(1)
+        self.offered: dict[str, int] = defaultdict(int)
+        self.judged: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.reasons: dict[str, int] = defaultdict(int)
+        self.next_sequence: dict[str, int] = {}
+        self.gaps: list[tuple[str, int, int]] = []
+        self.alive: dict[str, float] = {}
+        self.bytes = 0
+
+    def put(self, entry: _Entry) -> None:
+        self.entries[entry.token] = entry
+        self.bytes += entry.size
+
+    def remove(self, entry: _Entry) -> None:
+        del self.entries[entry.token]
+        self.bytes -= entry.size
+
+
+_LINES: dict[tuple[str, str], _Line] = defaultdict(_Line)
+
+
+def open_memory(url: str, line: str, worker: str, limits: Limits) -> MemoryStream:
+    """Clients with the same URL and line share one stream within this process."""
+    return MemoryStream(_LINES[url, line], line, worker, limits)
+
+
+class MemoryStream:
+    """The Stream protocol within one process: for tests, and to measure a line without a server."""
+
+    def __init__(
+        self,
+        shared: _Line,
+        line: str,
+        worker: str,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        forgets_s: float = 5.0,
+    ) -> None:
+        self.line, self.worker = line, worker
+        self._shared, self._limits, self._clock, self.forgets_s = shared, limits, clock, forgets_s
+        self._last_chance: set[str] = set()  # tokens in hand on their last delivery
+
+    def offer(self, frames: Sequence[Frame], policy: Policy = "wait") -> int:
+        with self._shared.changed:
+            for count, frame in enumerate(frames):
+                if not self._offer_one(frame, policy):
+                    return count
+            return len(frames)
+
+    def _offer_one(self, frame: Frame, policy: Policy) -> bool:
+        shared = self._shared
+        session = f"{frame.source}-{frame.session}"
+        expected = shared.next_sequence.get(session, 0)
+        if frame.sequence < expected:
+            return True  # offered before: an answer got lost on the way
+        header = replace(frame, line=self.line, offered_ns=time.time_ns()).header()
+        entry = _Entry(str(next(shared.numbers)), frame.source, header, bytes(frame.payload()))
+        fits_at_all = entry.size <= self._limits.max_bytes
+        while fits_at_all and policy == "shed-oldest" and self._full(entry) and self._shed_oldest():
+            pass
+        if fits_at_all and policy == "wait" and self._full(entry):
+            return False
+        if frame.sequence > expected:
+            shared.gaps.append((session, expected, frame.sequence - 1))
+        shared.next_sequence[session] = frame.sequence + 1
+        shared.offered[frame.source] += 1
+        if not fits_at_all:
+            self._publish(entry.source, header, uninspected("too_large", TOO_LARGE), "UNINSPECTED", "too_large")
+        elif self._full(entry):
+            self._publish(entry.source, header, uninspected("shed", SHED), "UNINSPECTED", "shed")
+        else:
+            shared.put(entry)
+        shared.changed.notify_all()
+        return True
+
+    def _full(self, entry: _Entry) -> bool:
+        held, limits = self._shared, self._limits
+        return held.bytes + entry.size > limits.max_bytes or len(held.entries) >= limits.max_frames
+
+    def _shed_oldest(self) -> bool:
+        for entry in self._shared.entries.values():
+            if not entry.deliveries:
+                self._shared.remove(entry)
+                self._publish(entry.source, entry.header, uninspected("shed", SHED), "UNINSPECTED", "shed")
+                return True
+        return False
+
+    def _publish(self, source: str, header: bytes, body: bytes, judgement: str, reason: str) -> None:
+        shared = self._shared
+        shared.verdicts.append((next(shared.numbers), header, body))
+        del shared.verdicts[: -self._limits.keep_verdicts]
+        shared.judged[source][judgement] += 1
+        if reason:
+            shared.reasons[f"{judgement} {reason}"] += 1
+        shared.changed.notify_all()
+
+    def take(self, n: int, wait_s: float = 0.0) -> list[Delivery]:
+        with self._shared.changed:
+            self._shared.alive[self.worker] = self._clock()
+            fresh = self._fresh(n)
+            if not fresh and wait_s:
+                self._shared.changed.wait(wait_s)
+                fresh = self._fresh(n)
+            return [self._deliver(entry) for entry in fresh]
+
+    def _fresh(self, n: int) -> list[_Entry]:
+        waiting = (entry for entry in self._shared.entries.values() if not entry.deliveries)
+        return list(itertools.islice(waiting, n))
+
+    def _deliver(self, entry: _Entry) -> Delivery:
+        entry.holder, entry.deliveries = self.worker, entry.deliveries + 1
+        return read_delivery(entry.token, entry.source, entry.header, entry.pixels, entry.deliveries)
+
+    def reclaim(self, n: int) -> list[Delivery]:
+        with self._shared.changed:
+            self._shared.alive[self.worker] = self._clock()
+            orphans = [e for e in self._shared.entries.values() if e.deliveries and not self._lives(e.holder)]
+            for entry in orphans:
+                if entry.deliveries >= self._limits.max_deliveries:
+                    self._shared.remove(entry)
+                    self._shared.dead.append(entry)
+                    body = uninspected("poison", POISON)
+                    self._publish(entry.source, entry.header, body, "UNINSPECTED", "poison")
+            left = [entry for entry in orphans if entry.token in self._shared.entries]
+            return [self._deliver(entry) for entry in self._handed_out(left)[:n]]
+
+    def _handed_out(self, orphans: list[_Entry]) -> list[_Entry]:
+        chosen = []
+        for entry in orphans:
+            last = entry.deliveries + 1 >= self._limits.max_deliveries
+            if last and self._last_chance:
+                continue
+            if last:
+                self._last_chance.add(entry.token)
+            chosen.append(entry)
+        return chosen
+
+    def _lives(self, worker: str) -> bool:
+        seen = self._shared.alive.get(worker)
+        return seen is not None and self._clock() - seen < self.forgets_s
+
+    def settle(self, settled: Sequence[tuple[Delivery, Verdict]]) -> list[bool]:
+        with self._shared.changed:
+            self._last_chance.difference_update(delivery.token for delivery, _ in settled)
+            return [self._settle_one(delivery, verdict) for delivery, verdict in settled]
+
+    def _settle_one(self, delivery: Delivery, verdict: Verdict) -> bool:
+        entry = self._shared.entries.get(delivery.token)
+        if entry is None or entry.holder != self.worker:
+            return False
+        self._shared.remove(entry)
+        body = replace(verdict, settled_ns=time.time_ns()).body()
+        self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
+        return True
+
+    def audit(self) -> Audit:
+        with self._shared.changed:
+            shared = self._shared
+            sources = {name: SourceCount(n, dict(shared.judged[name])) for name, n in shared.offered.items()}
+            alive = [worker for worker in shared.alive if worker and self._lives(worker)]
+            reasons, gaps = dict(shared.reasons), list(shared.gaps)
+            return Audit(len(shared.entries), shared.bytes, sources, reasons, gaps, alive, len(shared.dead))
+
+    def read(self, after: str, n: int, wait_s: float = 0.0) -> list[tuple[str, Verdict]]:
+        with self._shared.changed:
+            verdicts = self._shared.verdicts
+            last = int(after)
+            found = [row for row in verdicts if row[0] > last][:n]
+            if not found and wait_s:
+                self._shared.changed.wait(wait_s)
+                found = [row for row in verdicts if row[0] > last][:n]
+            return [(str(number), Verdict.from_wire(header, body)) for number, header, body in found]
+
+    def newest(self) -> str:
+        with self._shared.changed:
+            return str(self._shared.verdicts[-1][0]) if self._shared.verdicts else "0"
+
+    def close(self) -> None:
+        with self._shared.changed:
+            self._shared.alive.pop(self.worker, None)
