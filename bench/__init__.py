@@ -1,0 +1,1 @@
+"""How fast and how late: offered load → the same worker → percentiles → report."""

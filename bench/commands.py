@@ -1,0 +1,189 @@
+"""`bench single`, `bench batch` and `bench compare`: parse → build a plan → measure → show, keep and draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import compare as compare_
+from bench import report as report_
+from bench.load import Pictures
+from bench.measure import Plan, Tell, doubling, measure
+from bench.table import WIDTH, show_comparison, show_report
+from engines import ENGINES
+from pipeline.options import as_json, option, simulator_options
+from pipeline.recipe import load_recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+USUAL_LOADS = {"single": (50.0, 70.0, 90.0), "batch": (70.0,)}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def bench() -> None:
+    """How fast the line is, how late its verdicts come, and what that costs.
+
+    \b
+    bench single                                     one frame at a time
+    bench batch --max-batch 16 --seconds 30          batches of 1, 2, 4, 8, 16
+    bench compare runs/bench/A.json runs/bench/B.json
+    """
+
+
+def measuring(command: Command) -> Command:
+    """Options of everything that measures."""
+    for decorate in (
+        as_json,
+        option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("runs/bench"),
+            help="Folder for report and plot.",
+        ),
+        simulator_options,
+        option("--images", type=click.Path(path_type=Path), help="Folder of your own images instead of the simulator."),
+        option("--url", envvar="AOI_URL", default="", help="Redis to use; without one an embedded one, in memory."),
+        option("--line/--no-line", default=True, help="Measure the whole line too, not the engines alone."),
+        option("--load", "loads", type=click.FloatRange(1, 200), multiple=True, help="… at so many % of capacity."),
+        option("--rate", "rates", type=click.FloatRange(0.001), multiple=True, help="Open loop at so many frames/s …"),
+        option("--frames", type=click.IntRange(10), help="Frames in each run of the line [default: by --seconds]."),
+        option("--seconds", type=click.FloatRange(0.1), default=10.0, help="Length of each run."),
+        option("--engine", type=click.Choice(list(ENGINES)), help="Instead of the recipe's."),
+        option("--recipe", envvar="AOI_RECIPE", default="panel", help="Shipped name, model folder or recipe.toml."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@bench.command()
+@measuring
+def single(**options: Any) -> None:
+    """Batch size 1: each engine alone, then the whole line.
+
+    The line is driven as fast as it settles (closed loop: frames/s), then at fixed rates (open loop: latency),
+    by default 50, 70 and 90 % of that. Latency counts from the moment a frame was due, so a stall is not hidden;
+    the first tenth of every run is warm-up. --rate and --load can be given several times.
+
+    \b
+    bench single
+    bench single --recipe magnetic-tile --images ./tiles --rate 100
+    bench single --no-line --json | jq '.runs[].tiles_per_s'
+    """
+    _measure("single", (1,), options)
+
+
+@bench.command()
+@option("--max-batch", type=click.IntRange(1, 1024), default=8, help="Measure batches of 1, 2, 4 … up to this.")
+@measuring
+def batch(max_batch: int, **options: Any) -> None:
+    """Batch sizes 1, 2, 4 …: each engine alone, then the whole line.
+
+    As `bench single`, for every size; the open loop is by default at 70 % of what each size reached.
+
+    \b
+    bench batch
+    bench batch --max-batch 16 --rate 200 --seconds 30
+    """
+    _measure("batch", doubling(max_batch), options)
+
+
+@bench.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@option("--anyway", is_flag=True, help="Even if the machines differ; the differences are shown.")
+@as_json
+def compare(a: Path, b: Path, anyway: bool, as_json: bool) -> None:
+    """The figures of two reports side by side; exits with 10 when they are of different machines.
+
+    \b
+    bench compare runs/bench/before.json runs/bench/after.json
+    """
+    before, after = report_.load(a), report_.load(b)
+    if not anyway:
+        compare_.check_machines(before, after)
+    machines = compare_.differences(before.machine, after.machine)
+    others = compare_.other_differences(before, after)
+    rows = compare_.compare(before, after)
+    if as_json:
+        unlike = {"machine": [str(each) for each in machines], "other": [str(each) for each in others]}
+        click.echo(json.dumps({"differences": unlike, "figures": [row.as_json() for row in rows]}))
+    else:
+        _console().print(show_comparison(rows, machines, others))
+
+
+def _measure(kind: str, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
+    """The body of both commands: tables on stdout, or with --json one object there and all else on stderr."""
+    plan, messages = _plan(kind, sizes, options), _console(stderr=True)
+    report_.make_folder(options["out"])  # told before an hour is spent on what could not be kept
+    with _progress(messages, plan.steps) as tell:
+        report = measure(plan, tell)
+    path = report_.save(report, options["out"])
+    (messages if options["as_json"] else _console()).print(show_report(report))
+    _draw(report, path.with_suffix(".png"), messages)
+    messages.print(f"report: {path}", soft_wrap=True)
+    if options["as_json"]:
+        click.echo(json.dumps(report.as_json()))
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    console.width = max(WIDTH, console.width)
+    return console
+
+
+def _plan(kind: str, sizes: tuple[int, ...], given: dict[str, Any]) -> Plan:
+    recipe = load_recipe(given["recipe"])
+    if given["url"].startswith("memory:"):
+        raise click.UsageError("--url memory:// lives in one process, the line has three; leave --url out")
+    if given["engine"]:
+        recipe = replace(recipe, batching=replace(recipe.batching, engine=given["engine"]))
+    pictures = Pictures(str(given["images"] or ""), **asdict(given["simulator"]))
+    return Plan(
+        kind=kind,
+        recipe_name=given["recipe"],
+        recipe=recipe,
+        sizes=sizes,
+        pictures=pictures,
+        seconds=given["seconds"],
+        frames=given["frames"] or 0,
+        rates=given["rates"],
+        loads=given["loads"] or (() if given["rates"] else USUAL_LOADS[kind]),
+        line=given["line"],
+        url=given["url"],
+    )
+
+
+@contextmanager
+def _progress(console: Console, steps: int) -> Iterator[Tell]:
+    """A bar on a terminal; a line for each step anywhere else."""
+    columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=steps, completed=-1)
+
+        def tell(step: str) -> None:
+            bar.update(task, description=step, advance=1)
+            if not console.is_terminal:
+                console.print(step)
+
+        yield tell
+
+
+def _draw(report: report_.Report, path: Path, console: Console) -> None:
+    """The plot beside the report, where matplotlib is installed."""
+    try:
+        plot = import_module("bench.plot")
+    except ImportError as error:
+        console.print(f"no plot ({error}); pip install 'inline-aoi\\[plots]'", soft_wrap=True)
+        return
+    plot.draw(report, path)
+    console.print(f"plot: {path}", soft_wrap=True)
