@@ -1,0 +1,78 @@
+"""What several test files share: a real Redis, frames, models of the fake engine, and a leak check."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.broker import Broker
+from pipeline.errors import BrokerError
+from pipeline.messages import Frame, frame_id
+from pipeline.recipe import Recipe, parse_recipe
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis of our own; missing, the test is skipped here and fails in CI."""
+    try:
+        broker = Broker(tmp_path_factory.mktemp("redis"), durable=False)
+        with broker:
+            yield broker.url
+    except BrokerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest) -> str:
+    """A line of its own for each test."""
+    return f"test-{abs(hash(request.node.nodeid)) % 10**12}-{time.monotonic_ns() % 10**9}"
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_left() -> Iterator[None]:
+    """What a test starts, it stops."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("aoi")])
+
+
+def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Look again and again until it is true; fails with the last value when it never is."""
+    pause, end = threading.Event(), time.monotonic() + timeout_s
+    while not (value := holds()):
+        assert time.monotonic() < end, f"still {value!r} after {timeout_s} s"
+        pause.wait(0.005)
+
+
+def make_frame(sequence: int, source: str = "cam", session: str = "s", size: int = 64, bright: bool = False) -> Frame:
+    """A mono8 frame of size × size px; `bright` puts an 8 × 8 defect for the fake engine on it."""
+    pixels = np.full((size, size), 100, np.uint8)
+    if bright:
+        pixels[20:28, 30:38] = 255
+    return Frame(
+        frame_id=frame_id(source, session, sequence),
+        source=source,
+        session=session,
+        sequence=sequence,
+        height=size,
+        width=size,
+        triggered_ns=time.time_ns(),
+        pixels=pixels,
+    )
+
+
+def fake_recipe(folder: Path, mode: str = "cascade", model: str = "{}", **tables: object) -> Recipe:
+    """A recipe over fake engines in this folder; `model` is the JSON of both stages."""
+    (folder / "net.fake").write_text(model)
+    stage = {"file": "net.fake", "classes": ["good", "scratch"]}
+    batching = {"engine": "fake", "max_batch": 4, **tables.pop("batching", {})}  # type: ignore[dict-item]
+    table = {"name": "fake", "mode": mode, "classifier": stage, "segmenter": stage, "batching": batching, **tables}
+    return parse_recipe(table, folder, "0" * 64)

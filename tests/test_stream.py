@@ -1,0 +1,386 @@
+"""One contract over every stream: the memory twin and a real Redis keep the same promise."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+from conftest import make_frame, wait_until
+
+from pipeline.errors import StreamDown, StreamError
+from pipeline.messages import Verdict
+from pipeline.redis_binary import find_server
+from pipeline.stream import Delivery, Limits, Stream, open_stream
+
+Opener = Callable[..., Stream]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def opened(request: pytest.FixtureRequest, line: str) -> Opener:
+    """Opens clients of one line on the stream under test."""
+    url = "memory://contract" if request.param == "memory" else request.getfixturevalue("redis_url")
+    return lambda worker="w1", limits=None: open_stream(url, line, worker, limits)
+
+
+def verdict_for(delivery: Delivery, judgement: str = "OK", reason: str = "") -> tuple[Delivery, Verdict]:
+    frame = delivery.frame.without_pixels()
+    return delivery, Verdict(frame=frame, judgement=judgement, reason=reason)  # type: ignore[arg-type]
+
+
+def assert_holds(stream: Stream) -> None:
+    audit = stream.audit()
+    assert audit.holds, audit
+
+
+def test_frame_goes_through_and_is_settled_once(opened: Opener) -> None:
+    """Offer, take, settle: one verdict, nothing outstanding, and a second settlement changes nothing."""
+    stream = opened()
+    frame = make_frame(0, bright=True)
+    assert stream.offer([frame]) == 1
+    assert stream.audit().outstanding == 1
+    (delivery,) = stream.take(5)
+    assert (delivery.frame.image() == frame.image()).all()
+    assert delivery.frame.frame_id == frame.frame_id
+    assert stream.settle([verdict_for(delivery, "NG", "scratch")]) == [True]
+    assert stream.settle([verdict_for(delivery, "OK")]) == [False]
+    audit = stream.audit()
+    assert (audit.offered, audit.judged["NG"], audit.judged["OK"], audit.outstanding) == (1, 1, 0, 0)
+    assert audit.outstanding_bytes == 0
+    assert audit.reasons == {"NG scratch": 1}
+    ((_, verdict),) = stream.read("0", 10)
+    assert (verdict.judgement, verdict.frame.frame_id) == ("NG", frame.frame_id)
+
+
+def test_order_and_bound_of_take(opened: Opener) -> None:
+    """Frames come in the order of their offering, at most as many as asked for, each to one worker only."""
+    one, two = opened("w1"), opened("w2")
+    one.offer([make_frame(i) for i in range(5)])
+    first, second, rest = one.take(2), two.take(2), one.take(9)
+    assert [d.frame.sequence for d in first + second + rest] == [0, 1, 2, 3, 4]
+    assert one.take(3) == []
+
+
+def test_offering_again_counts_once(opened: Opener) -> None:
+    """A producer whose answer got lost offers again; the ledger counts each sequence once."""
+    stream = opened()
+    frames = [make_frame(i) for i in range(3)]
+    assert stream.offer(frames[:2]) == 2
+    assert stream.offer(frames) == 3
+    assert stream.audit().offered == 3
+    assert len(stream.take(9)) == 3
+
+
+def test_gap_in_sequence_is_listed(opened: Opener) -> None:
+    """Frames that never reached the stream are visible as a gap of their source's session."""
+    stream = opened()
+    stream.offer([make_frame(0), make_frame(3), make_frame(4)])
+    assert list(stream.audit().gaps) == [("cam-s", 1, 2)]
+    assert_holds(stream)
+
+
+def test_full_by_bytes_makes_the_producer_wait(opened: Opener) -> None:
+    """With policy `wait` a full stream takes a prefix; room comes back by settling, to the byte."""
+    stream = opened(limits=Limits(max_bytes=10_000))
+    frames = [make_frame(i) for i in range(4)]  # 4096 px and a header each
+    assert stream.offer(frames) == 2
+    assert stream.audit().outstanding_bytes <= 10_000
+    assert stream.offer(frames[2:]) == 0
+    (delivery, *_) = stream.take(1)
+    stream.settle([verdict_for(delivery)])
+    assert stream.offer(frames[2:]) == 1
+    assert_holds(stream)
+
+
+def test_full_by_count(opened: Opener) -> None:
+    """The number of outstanding frames is bounded too."""
+    stream = opened(limits=Limits(max_frames=3))
+    assert stream.offer([make_frame(i) for i in range(5)]) == 3
+
+
+def test_shed_newest_gives_the_new_frame_its_verdict(opened: Opener) -> None:
+    """What a camera cannot wait with is UNINSPECTED: shed, and counted as offered."""
+    stream = opened(limits=Limits(max_frames=2))
+    assert stream.offer([make_frame(i) for i in range(3)], "shed-newest") == 3
+    ((_, verdict),) = stream.read("0", 10)
+    assert (verdict.judgement, verdict.reason, verdict.frame.sequence) == ("UNINSPECTED", "shed", 2)
+    assert [d.frame.sequence for d in stream.take(9)] == [0, 1]
+    assert_holds(stream)
+
+
+def test_shed_oldest_spares_what_a_worker_holds(opened: Opener) -> None:
+    """The oldest frame nobody has taken is shed; when all are taken, the new one is."""
+    stream = opened(limits=Limits(max_frames=2))
+    stream.offer([make_frame(0), make_frame(1)])
+    (held,) = stream.take(1)
+    assert stream.offer([make_frame(2)], "shed-oldest") == 1
+    assert [v.frame.sequence for _, v in stream.read("0", 10)] == [1]
+    (also_held,) = stream.take(1)
+    assert also_held.frame.sequence == 2
+    assert stream.offer([make_frame(3)], "shed-oldest") == 1
+    assert [v.frame.sequence for _, v in stream.read("0", 10)] == [1, 3]
+    assert stream.settle([verdict_for(held), verdict_for(also_held)]) == [True, True]
+    assert_holds(stream)
+    assert stream.audit().outstanding == 0
+
+
+@pytest.mark.parametrize("policy", ["wait", "shed-newest", "shed-oldest"])
+def test_frame_larger_than_the_budget(opened: Opener, policy: str) -> None:
+    """A frame that can never fit gets its verdict at once instead of blocking the line for ever."""
+    stream = opened(limits=Limits(max_bytes=5_000))
+    stream.offer([make_frame(0)])
+    assert stream.offer([make_frame(1, size=100)], policy) == 1  # type: ignore[arg-type]
+    ((_, verdict),) = stream.read("0", 10)
+    assert (verdict.reason, verdict.frame.sequence) == ("too_large", 1)
+    assert stream.audit().outstanding == 1
+    assert_holds(stream)
+
+
+def test_dead_worker_is_reclaimed_and_its_late_verdict_dropped(opened: Opener) -> None:
+    """Frames of a worker that is gone go to another; if it comes back, its verdict changes nothing."""
+    gone, heir = opened("gone"), opened("heir")
+    gone.offer([make_frame(0)])
+    (lost,) = gone.take(1)
+    assert heir.reclaim(9) == [], "a living worker keeps its frames"
+    gone.close()
+    (found,) = heir.reclaim(9)
+    assert found.frame.frame_id == lost.frame.frame_id
+    assert found.deliveries == 2
+    returned = opened("gone")
+    assert returned.settle([verdict_for(lost, "NG")]) == [False]
+    assert heir.settle([verdict_for(found, "OK")]) == [True]
+    assert heir.audit().judged["OK"] == 1
+    assert len(heir.read("0", 10)) == 1
+
+
+def test_poison_is_put_aside_with_its_verdict(opened: Opener) -> None:
+    """A frame that took as many workers with it as allowed goes to the dead, judged UNINSPECTED: poison."""
+    limits = Limits(max_deliveries=2)
+    for name in ("w1", "w2"):
+        worker = opened(name, limits)
+        worker.offer([make_frame(0)])
+        assert len(worker.take(1) + worker.reclaim(1)) == 1
+        worker.close()
+    heir = opened("w3", limits)
+    assert heir.reclaim(9) == []
+    ((_, verdict),) = heir.read("0", 10)
+    assert (verdict.judgement, verdict.reason, verdict.frame.sequence) == ("UNINSPECTED", "poison", 0)
+    audit = heir.audit()
+    assert (audit.dead, audit.outstanding, audit.outstanding_bytes, audit.holds) == (1, 0, 0, True)
+
+
+def test_frame_on_its_last_delivery_comes_alone_of_its_kind(opened: Opener) -> None:
+    """One that kills its workers must not take its neighbours with it: they are handed out one after the other."""
+    limits = Limits(max_deliveries=2)
+    dies, heir = opened("dies", limits), opened("heir", limits)
+    dies.offer([make_frame(i) for i in range(3)])
+    assert len(dies.take(3)) == 3
+    dies.close()
+    for sequence in range(3):
+        (only,) = heir.reclaim(9)
+        assert (only.frame.sequence, only.deliveries) == (sequence, 2)
+        assert heir.reclaim(9) == [], "another one while the first is in hand"
+        heir.settle([verdict_for(only)])
+    assert heir.audit().judged["OK"] == 3
+
+
+def test_reclaiming_is_a_sign_of_life(opened: Opener) -> None:
+    """Workers that start together and reclaim first do not take each other's frames."""
+    dead, one, two = opened("dead"), opened("one"), opened("two")
+    dead.offer([make_frame(0)])
+    dead.take(1)
+    dead.close()
+    assert len(one.reclaim(9)) == 1
+    assert two.reclaim(9) == []
+
+
+def test_take_waits_for_a_frame(opened: Opener) -> None:
+    """A waiting take returns when a frame is offered, not only when its time is over."""
+    taker, giver = opened("w1"), opened("w2")
+    got: list[Delivery] = []
+
+    def take() -> None:
+        while not got:
+            got.extend(taker.take(1, 0.5))
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    giver.offer([make_frame(0)])
+    thread.join(10)
+    assert [d.frame.sequence for d in got] == [0]
+
+
+def test_following_verdicts(opened: Opener) -> None:
+    """A reader goes on where it stopped; after the newest there is only what comes from now on."""
+    stream = opened()
+    assert stream.newest() == "0"
+    stream.offer([make_frame(i) for i in range(3)])
+    one, two, three = stream.take(3)
+    stream.settle([verdict_for(one)])
+    ((place, _),) = stream.read("0", 10)
+    stream.settle([verdict_for(two), verdict_for(three)])
+    assert [v.frame.sequence for _, v in stream.read(place, 10)] == [1, 2]
+    place = stream.newest()
+    assert stream.read(place, 10) == []
+    stream.offer([make_frame(3)])
+    stream.settle([verdict_for(delivery) for delivery in stream.take(1)])
+    assert [v.frame.sequence for _, v in stream.read(place, 10)] == [3]
+
+
+def test_old_verdicts_leave_but_stay_counted(opened: Opener) -> None:
+    """Only settled verdicts are ever trimmed, and the ledger keeps counting them."""
+    stream = opened(limits=Limits(keep_verdicts=10))
+    for i in range(400):
+        stream.offer([make_frame(i, size=1)])
+    while deliveries := stream.take(100):
+        stream.settle([verdict_for(delivery) for delivery in deliveries])
+    assert stream.audit().settled == 400
+    assert 10 <= len(stream.read("0", 1000)) < 400
+
+
+def test_unreadable_header_still_gets_a_verdict(opened: Opener) -> None:
+    """A frame whose header says impossible things is delivered with a fault, not thrown away."""
+    stream = opened()
+    stream.offer([replace(make_frame(0), pixel_format="mono7")])  # type: ignore[arg-type]
+    (delivery,) = stream.take(1)
+    assert "mono7" in delivery.frame.fault
+    assert stream.settle([verdict_for(delivery, "UNINSPECTED", "undecodable")]) == [True]
+    assert_holds(stream)
+    assert stream.audit().outstanding == 0
+
+
+def test_identity_holds_under_concurrent_use(opened: Opener) -> None:
+    """Producers and workers at once: at every look offered = settled + outstanding, at the end none twice."""
+    limits = Limits(max_frames=20)
+    total = 300
+
+    def offer(source: str) -> None:
+        client = opened("", limits)
+        for i in range(total):
+            while not client.offer([make_frame(i, source, size=4)]):
+                pass
+
+    def work(name: str) -> None:
+        client = opened(name, limits)
+        while client.audit().settled < 2 * total:
+            client.settle([verdict_for(delivery) for delivery in client.take(7, 0.01)])
+
+    threads = [threading.Thread(target=offer, args=(s,), daemon=True) for s in ("a", "b")]
+    threads += [threading.Thread(target=work, args=(w,), daemon=True) for w in ("w1", "w2", "w3")]
+    for thread in threads:
+        thread.start()
+    watcher = opened("watch", limits)
+    while any(thread.is_alive() for thread in threads):
+        assert_holds(watcher)
+    ids = [v.frame.frame_id for _, v in watcher.read("0", 10_000)]
+    assert len(ids) == len(set(ids)) == 2 * total
+
+
+def test_unknown_url_and_line_are_refused() -> None:
+    """A wrong URL or line name is one line that says what to use."""
+    with pytest.raises(StreamError, match="redis://"):
+        open_stream("http://x", "l")
+    with pytest.raises(StreamError, match="line name"):
+        open_stream("memory://x", "a{b}")
+
+
+def test_redis_that_is_not_there(line: str) -> None:
+    """Opening needs no server; the first verb says that it cannot be reached, and may be tried again."""
+    stream = open_stream("redis://127.0.0.1:1/0", line)
+    with pytest.raises(StreamDown, match="cannot be reached"):
+        stream.audit()
+
+
+def test_reply_lost_on_the_way_is_recovered(redis_url: str, line: str) -> None:
+    """Frames handed out in an answer that never arrived are found again by their own worker."""
+    stream = open_stream(redis_url, line, "w1")
+    stream.offer([make_frame(i) for i in range(3)])
+    (kept,) = stream.take(1)
+    twin = open_stream(redis_url, line, "w1")  # its deliveries stand for the answer that got lost
+    twin.take(1)
+    assert stream.reclaim(9) == [], "nothing is lost as long as no call failed"
+    stream._reply_lost = True  # type: ignore[attr-defined]
+    (found,) = stream.reclaim(9)
+    assert (kept.frame.sequence, found.frame.sequence) == (0, 1)
+    assert stream.settle([verdict_for(kept), verdict_for(found)]) == [True, True]
+
+
+def test_out_of_memory_passes(redis_url: str, line: str) -> None:
+    """A Redis over its memory limit cannot take a frame now, and can later: nothing is counted meanwhile."""
+    stream, admin = open_stream(redis_url, line), redis.Redis.from_url(redis_url)
+    admin.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StreamDown, match="cannot take this now"):
+            stream.offer([make_frame(0)])
+    finally:
+        admin.config_set("maxmemory", "0")
+    assert stream.offer([make_frame(0)]) == 1
+    assert stream.audit().offered == 1
+
+
+def test_foreign_entry_is_an_unreadable_frame(redis_url: str, line: str) -> None:
+    """Whatever somebody else puts on the stream, the worker goes on and the entry leaves with a verdict."""
+    stream = open_stream(redis_url, line, "w1")
+    redis.Redis.from_url(redis_url).xadd(f"aoi:{{{line}}}:frames", {"hello": "world"})
+    (delivery,) = stream.take(1)
+    assert "unreadable header" in delivery.frame.fault
+    assert stream.settle([verdict_for(delivery, "UNINSPECTED", "undecodable")]) == [True]
+
+
+def test_worker_that_falls_silent_is_reclaimed(redis_url: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without goodbye (SIGKILL) the server forgets a worker after its time; then its frames are anyone's."""
+    monkeypatch.setattr("pipeline.stream_redis.ALIVE_MS", 50)
+    killed, heir = open_stream(redis_url, line, "killed"), open_stream(redis_url, line, "heir")
+    killed.offer([make_frame(0)])
+    assert len(killed.take(1)) == 1
+    found: list[Delivery] = []
+    wait_until(lambda: found.extend(heir.reclaim(1)) or found)
+    assert found[0].deliveries == 2
+
+
+@pytest.mark.usefixtures("redis_url")  # skips where there is no server
+def test_a_redis_of_the_users_own_by_url(tmp_path: Path, line: str) -> None:
+    """Over TCP with a password: works with it, and says what to check without it; the password is never told."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    binary, _ = find_server()
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--requirepass",
+        "s3cret",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
+    server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+    try:
+        stream = open_stream(f"redis://:s3cret@127.0.0.1:{port}/0", line, "w1")
+        wait_until(lambda: reachable(stream))
+        assert stream.offer([make_frame(0)]) == 1
+        (delivery,) = stream.take(1)
+        assert stream.settle([verdict_for(delivery)]) == [True]
+        assert_holds(stream)
+        with pytest.raises(StreamError, match="check user and password") as refused:
+            open_stream(f"redis://:wr0ng@127.0.0.1:{port}/0", line).audit()
+        assert "wr0ng" not in str(refused.value)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def reachable(stream: Stream) -> bool:
+    try:
+        stream.audit()
+    except StreamDown:
+        return False
+    return True
