@@ -2,7 +2,7 @@
 
 Work-conserving: whoever has a free engine slot asks `due`, and what waits is due at once, unless the recipe
 allows a bounded wait for company. A deadline closes a batch early, and makes it smaller when the engine's
-measured cost says that a larger one would come too late for its oldest item.
+measured cost says that a larger one would come too late for an item that can still make it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,18 @@ def no_cost(size: int) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Waiting(Generic[Item]):
+    item: Item
+    arrived: int
+    deadline: int  # 0: none
+    spare: int  # what should be left of the deadline when the batch is done
+
+    @property
+    def target(self) -> int:
+        return self.deadline - self.spare
+
+
 @dataclass
 class Batcher(Generic[Item]):
     """Items in order of arrival. `max_wait_ns` is counted from the first item of a batch."""
@@ -28,7 +40,8 @@ class Batcher(Generic[Item]):
     max_batch: int
     max_wait_ns: int = 0
     cost: Cost = no_cost
-    _waiting: deque[tuple[Item, int, int]] = field(default_factory=deque)  # item, arrived, deadline (0: none)
+    _waiting: deque[_Waiting[Item]] = field(default_factory=deque)
+    _dated: int = 0  # of those, with a deadline
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -37,8 +50,28 @@ class Batcher(Generic[Item]):
         """How many more items make that many full batches wait."""
         return max(0, full_batches * self.max_batch - len(self._waiting))
 
-    def add(self, item: Item, now: int, deadline: int = 0) -> None:
-        self._waiting.append((item, now, deadline))
+    def add(self, item: Item, now: int, deadline: int = 0, spare: int = 0) -> None:
+        """`spare`: ns that what follows will take; kept free before the deadline as far as it can be."""
+        self._waiting.append(_Waiting(item, now, deadline, spare))
+        self._dated += bool(deadline)
+
+    def remove(self, gone: Callable[[Item], bool]) -> list[Item]:
+        """Take out what need not be done any more."""
+        return self._take_out(lambda waiting: gone(waiting.item)) if self._waiting else []
+
+    def hopeless(self, now: int) -> list[Item]:
+        """Take out what could not make its deadline even alone and at once."""
+        if not self._dated:
+            return []
+        alone = now + self.cost(1)
+        return self._take_out(lambda waiting: 0 < waiting.deadline < alone)
+
+    def _take_out(self, gone: Callable[[_Waiting[Item]], bool]) -> list[Item]:
+        out = [waiting for waiting in self._waiting if gone(waiting)]
+        if out:
+            self._waiting = deque(waiting for waiting in self._waiting if not gone(waiting))
+            self._dated -= sum(bool(waiting.deadline) for waiting in out)
+        return [waiting.item for waiting in out]
 
     def due(self, now: int) -> bool:
         """Should a free engine start now?"""
@@ -49,16 +82,28 @@ class Batcher(Generic[Item]):
         """From when on a free engine should start (ns); None while nothing waits."""
         if not self._waiting:
             return None
-        _, first, _ = self._waiting[0]
-        if len(self._waiting) >= self.max_batch:
+        first = self._waiting[0].arrived
+        if len(self._waiting) >= self.max_batch or not self.max_wait_ns:
             return first
-        latest_start = [deadline - self.cost(len(self._waiting)) for _, _, deadline in self._waiting if deadline]
+        if not self._dated:
+            return first + self.max_wait_ns
+        cost = self.cost(len(self._waiting))
+        latest_start = [waiting.target - cost for waiting in self._waiting if waiting.deadline]
         return min([first + self.max_wait_ns, *latest_start])
 
     def take(self, now: int) -> list[Item]:
-        """The next batch, oldest first; at most `max_batch`, fewer when the oldest could not make it otherwise."""
+        """The next batch, oldest first; at most `max_batch`, fewer when one of them could not make it otherwise."""
         size = min(len(self._waiting), self.max_batch)
-        deadline = self._waiting[0][2] if size else 0
-        while size > 1 and deadline and now + self.cost(size) > deadline >= now + self.cost(1):
+        if self._dated and size > 1:
+            size = self._in_time(size, now)
+        batch = [self._waiting.popleft() for _ in range(size)]
+        self._dated -= sum(bool(waiting.deadline) for waiting in batch)
+        return [waiting.item for waiting in batch]
+
+    def _in_time(self, size: int, now: int) -> int:
+        """The largest batch that spoils no deadline which a smaller one, in this order, would keep."""
+        targets = [waiting.target if waiting.deadline else 0 for waiting in list(self._waiting)[:size]]
+        done = [now + self.cost(part) for part in range(1, size + 1)]
+        while size > 1 and any(done[i] <= targets[i] < done[size - 1] for i in range(size)):
             size -= 1
-        return [self._waiting.popleft()[0] for _ in range(size)]
+        return size

@@ -7,9 +7,11 @@
 --                           reason|JUDGEMENT REASON   of those, by reason
 --                           next|SOURCE-SESSION       the sequence that comes next; lower ones were offered before
 --       3 verdicts  stream  h the frame's header, v body (msgpack)
+--                           amended|JUDGEMENT|SOURCE  real answers that came after a fail-safe verdict
 --       4 gaps      list    "SOURCE-SESSION first last" of sequences never offered
+--       5 deadlines zset    token → µs since 1970, of outstanding frames that have a deadline
 -- ARGV  1 policy  2 max bytes  3 max frames  4 verdicts to keep  5 body for shed  6 body for too large  7 group
---       then per frame: source, session, sequence, header, pixels
+--       then per frame: source, session, sequence, header, pixels, deadline in µs since 1970 (0: none)
 local policy, max_bytes, max_frames, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local shed_body, large_body, group = ARGV[5], ARGV[6], ARGV[7]
 local held = tonumber(redis.call('HGET', KEYS[2], 'bytes') or '0')
@@ -40,15 +42,17 @@ local function shed_oldest()
   local f = {}
   for i = 1, #oldest[2], 2 do f[oldest[2][i]] = oldest[2][i + 1] end
   redis.call('XDEL', KEYS[1], oldest[1])
-  publish(f['s'], f['h'], shed_body, 'shed')
-  local size = #f['h'] + #f['p']
+  redis.call('ZREM', KEYS[5], oldest[1])
+  local header = f['h'] or ''  -- an entry that nobody offered may lack fields; an error here would undo nothing
+  publish(f['s'] or '', header, shed_body, 'shed')
+  local size = #header + #(f['p'] or '')
   held, count = held - size, count - 1
   add('bytes', -size)
   return true
 end
 
 local dealt = 0
-for i = 8, #ARGV, 5 do
+for i = 8, #ARGV, 6 do
   local source, header, pixels = ARGV[i], ARGV[i + 3], ARGV[i + 4]
   local session, sequence = source .. '-' .. ARGV[i + 1], tonumber(ARGV[i + 2])
   local size = #header + #pixels
@@ -67,7 +71,8 @@ for i = 8, #ARGV, 5 do
     elseif full() then
       publish(source, header, shed_body, 'shed')
     else
-      redis.call('XADD', KEYS[1], '*', 's', source, 'h', header, 'p', pixels)
+      local token = redis.call('XADD', KEYS[1], '*', 's', source, 'h', header, 'p', pixels)
+      if ARGV[i + 5] ~= '0' then redis.call('ZADD', KEYS[5], ARGV[i + 5], token) end
       held, count = held + size, count + 1
       add('bytes', size)
     end

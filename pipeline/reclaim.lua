@@ -1,7 +1,7 @@
 -- reclaim: hand frames of workers that no longer live to this one; what was delivered too often is poison.
 -- Atomic; returns {token, deliveries, source, header, pixels} per frame, oldest first per dead worker.
 --
--- KEYS  1 frames  2 ledger  3 verdicts  4 dead (stream: s, h, p as frames)   (fields: see offer.lua)
+-- KEYS  1 frames  2 ledger  3 verdicts  4 dead (stream: s, h, p as frames)  5 deadlines   (fields: see offer.lua)
 -- ARGV  1 group  2 worker  3 prefix of the keys that say who lives (same hash tag)  4 for how long, ms
 --       5 how many at most  6 max deliveries  7 verdicts to keep  8 body for poison
 --       9 '1': one frame on its last delivery may be among them (a worker never holds two)
@@ -31,6 +31,7 @@ local function bury(token, f)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', poison_body)
   redis.call('XACK', KEYS[1], group, token)
   redis.call('XDEL', KEYS[1], token)
+  redis.call('ZREM', KEYS[5], token)
   redis.call('HINCRBY', KEYS[2], 'bytes', -(#f['h'] + #f['p']))
   redis.call('HINCRBY', KEYS[2], 'judged|UNINSPECTED|' .. f['s'], 1)
   redis.call('HINCRBY', KEYS[2], 'reason|UNINSPECTED poison', 1)

@@ -13,19 +13,21 @@ import numpy as np
 from pipeline.errors import StreamDown
 from pipeline.messages import JUDGEMENTS, Verdict
 from pipeline.patience import Patience
-from pipeline.stream import Stream
+from pipeline.stream import Log, Stream
 
 log = logging.getLogger("aoi.results")
 STEPS = ("triggered", "offered", "received", "batched", "inferred", "settled")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 
 
-def follow(stream: Stream, after: str = "0", stop: threading.Event | None = None) -> Iterator[Verdict]:
+def follow(
+    stream: Stream, after: str = "0", stop: threading.Event | None = None, log_: Log = "verdicts"
+) -> Iterator[Verdict]:
     """Every verdict after this place, and then each new one until `stop`; waits out a stream that is away."""
     stop, patience = stop or threading.Event(), Patience(log)
     while not stop.is_set():
         try:
-            rows = stream.read(after, 256, 0.5)
+            rows = stream.read(after, 256, 0.5, log_)
         except StreamDown as error:
             patience.wait(error, "no verdicts meanwhile", stop)
             continue
@@ -35,10 +37,10 @@ def follow(stream: Stream, after: str = "0", stop: threading.Event | None = None
             yield verdict
 
 
-def kept(stream: Stream) -> Iterator[Verdict]:
+def kept(stream: Stream, log_: Log = "verdicts") -> Iterator[Verdict]:
     """Every verdict the stream still keeps, oldest first, up to the one that is the newest now."""
-    after, last = "0", stream.newest()
-    while after != last and (rows := stream.read(after, 256)):
+    after, last = "0", stream.newest(log_)
+    while after != last and (rows := stream.read(after, 256, 0.0, log_)):
         for place, verdict in rows:
             after = place
             yield verdict

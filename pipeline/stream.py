@@ -1,7 +1,9 @@
-"""What a stream is: five verbs that keep exactly one verdict for every frame, and who opens one.
+"""What a stream is: six verbs that keep exactly one verdict for every frame, and who opens one.
 
 The promise, true at every moment: offered = OK + NG + REVIEW + UNINSPECTED + outstanding. A frame is taken off
 only together with its verdict. Full is an answer, not an error: the producer's policy decides what follows.
+An entry that came onto the stream in another way than `offer` is judged and taken off as any other, if only as
+undecodable; it was never offered, so from then on the ledger does not balance, and `audit` says by how much.
 What a stream must not know: recipes, engines, batches.
 """
 
@@ -10,15 +12,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from importlib import import_module
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
 from pipeline.errors import StreamError, WireError
-from pipeline.messages import JUDGEMENTS, Frame, Verdict, unreadable_frame
+from pipeline.messages import JUDGEMENTS, MAX_HEADER_BYTES, Frame, Verdict, unreadable_frame
+from pipeline.redis_url import KINDS, hidden
 
 Policy = Literal["wait", "shed-newest", "shed-oldest"]
 POLICIES: tuple[Policy, ...] = ("wait", "shed-newest", "shed-oldest")
+
+
+class Settlement(IntEnum):
+    """What became of a verdict that a worker settled."""
+
+    TWIN = 0  # the frame is somebody else's by now, or had its verdict: no effect
+    PUBLISHED = 1  # it is the frame's one verdict
+    AMENDED = 2  # the frame had its fail-safe verdict in time; this is the real answer, published beside it
+
+
+Log = Literal["verdicts", "amendments"]
+FAIL_SAFE_REASONS = ("deadline", "segmenter_busy")
+KEEP_LATE = 10_000  # frames with a fail-safe verdict whose real answer would still be taken
+EXPIRE_AT_MOST = 256  # frames in one call: the server serves nobody else meanwhile
+EXPIRE_BEFORE_S = 0.010  # before its deadline a frame gets its fail-safe verdict if nobody has taken it …
+EXPIRE_HELD_BEFORE_S = 0.003  # … and if a worker holds it, who does so itself a little earlier, unless it is dead
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class Audit:
     gaps: Sequence[tuple[str, int, int]]  # source-session, first and last sequence never offered
     workers: Sequence[str] = ()  # alive now
     dead: int = 0  # frames kept aside as poison
+    amended: Mapping[str, int] = field(default_factory=dict)  # judgement → real answers after a fail-safe verdict
 
     @property
     def offered(self) -> int:
@@ -79,6 +99,11 @@ class Audit:
     @property
     def settled(self) -> int:
         return sum(self.judged.values())
+
+    @property
+    def unoffered(self) -> int:
+        """Entries on the stream, or judged, beyond those offered: something else than `offer` writes to it."""
+        return max(0, self.settled + self.outstanding - self.offered)
 
     @property
     def holds(self) -> bool:
@@ -112,19 +137,29 @@ class Stream(Protocol):
         """
         ...
 
-    def settle(self, settled: Sequence[tuple[Delivery, Verdict]]) -> list[bool]:
-        """Publish and take off, each only if the frame is still this worker's; False: a late twin, no effect."""
+    def settle(self, settled: Sequence[tuple[Delivery, Verdict]]) -> list[Settlement]:
+        """Publish and take off, each only if the frame is still this worker's; see Settlement."""
+        ...
+
+    def expire(self, verdict: Verdict) -> float | None:
+        """Give frames whose deadline is about to pass this fail-safe verdict, whoever holds them or nobody.
+
+        Any client may, as often as it likes. Returns the seconds to the next deadline; None: no frame has one.
+        """
         ...
 
     def audit(self) -> Audit:
         """The ledger, taken in one piece."""
         ...
 
-    def read(self, after: str, n: int, wait_s: float = 0.0) -> list[tuple[str, Verdict]]:
-        """At most n published verdicts after this place, each with its own; `0`: from the oldest kept on."""
+    def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
+        """At most n published verdicts after this place, each with its own; `0`: from the oldest kept on.
+
+        `amendments`: real answers that came after a frame's fail-safe verdict.
+        """
         ...
 
-    def newest(self) -> str:
+    def newest(self, log: Log = "verdicts") -> str:
         """The place of the newest verdict: reading after it gives only what is published from now on."""
         ...
 
@@ -133,43 +168,58 @@ class Stream(Protocol):
         ...
 
 
-OPENERS = {
-    "memory": "pipeline.stream_memory:open_memory",
-    "redis": "pipeline.stream_redis:open_redis",
-    "rediss": "pipeline.stream_redis:open_redis",
-    "unix": "pipeline.stream_redis:open_redis",
-}
+REDIS = "pipeline.stream_redis:open_redis"
+OPENERS = {"memory": "pipeline.stream_memory:open_memory", **dict.fromkeys(KINDS, REDIS)}
 
 
 def open_stream(url: str, line: str, worker: str = "", limits: Limits | None = None) -> Stream:
     """The stream of a line. `worker` is this client's name as a consumer; producers and readers need none."""
-    scheme = urlsplit(url).scheme
-    if scheme not in OPENERS:
-        raise StreamError(f"stream URL {url!r}: use redis://, rediss://, unix:// or memory://")
-    if not line or any(c in line for c in "{}: \n") or len(line) > 64:
+    if _scheme(url) not in OPENERS:
+        raise StreamError(f"stream URL {hidden(url)!r}: use {', '.join(f'{name}://' for name in OPENERS)}")
+    if not is_line_name(line):
         raise StreamError(f"line name {line!r}: use up to 64 characters without spaces, colons and braces")
-    module, attribute = OPENERS[scheme].split(":")
+    module, attribute = OPENERS[_scheme(url)].split(":")
     stream: Stream = getattr(import_module(module), attribute)(url, line, worker, limits or Limits())
     return stream
 
 
+def is_line_name(name: str) -> bool:
+    """May a line be called so? Its name stands in keys, on terminals and in logs."""
+    return 0 < len(name) <= 64 and name.isprintable() and not any(sign in name for sign in "{}: ")
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()  # urlsplit quotes what it cannot read, a password too
+
+
 def list_lines(url: str) -> list[str]:
     """Names of the lines that have seen a frame on this Redis, sorted."""
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise StreamError(f"stream URL {url!r}: use redis://, rediss:// or unix://")
+    if _scheme(url) not in KINDS:
+        raise StreamError(f"stream URL {hidden(url)!r}: use {', '.join(f'{name}://' for name in KINDS)}")
     lines: list[str] = import_module("pipeline.stream_redis").list_lines(url)
     return lines
 
 
 def read_delivery(token: str, source: str, header: bytes, pixels: bytes, deliveries: int = 1) -> Delivery:
     """A delivery of wire bytes; an unreadable header becomes a frame with a fault, never an exception."""
+    source = source[:MAX_HEADER_BYTES]  # of a frame that was offered it stands in the header too
     try:
         frame = Frame.from_wire(header, pixels)
     except WireError as error:
         frame = unreadable_frame(source, str(error), f"unreadable-{token}")
     if frame.source != source:
         frame = replace(frame, source=source)  # the ledger counted it under this name
-    return Delivery(frame, token, header, len(header) + len(pixels), time.time_ns(), deliveries)
+    kept = header if len(header) <= MAX_HEADER_BYTES else b""  # verdicts are kept by number, not by size
+    return Delivery(frame, token, kept, len(header) + len(pixels), time.time_ns(), deliveries)
+
+
+def read_verdict(header: bytes, body: bytes) -> Verdict:
+    """A published verdict; one that cannot be read says so instead of keeping readers from all that follow."""
+    try:
+        return Verdict.from_wire(header, body)
+    except WireError as error:
+        frame = unreadable_frame("", "its verdict cannot be read")
+        return Verdict(frame=frame, judgement="UNINSPECTED", reason="unreadable", detail=str(error))
 
 
 def uninspected(reason: str, detail: str) -> bytes:

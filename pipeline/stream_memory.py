@@ -11,15 +11,22 @@ from dataclasses import dataclass, replace
 
 from pipeline.messages import Frame, Verdict
 from pipeline.stream import (
+    EXPIRE_BEFORE_S,
+    EXPIRE_HELD_BEFORE_S,
+    FAIL_SAFE_REASONS,
+    KEEP_LATE,
     POISON,
     SHED,
     TOO_LARGE,
     Audit,
     Delivery,
     Limits,
+    Log,
     Policy,
+    Settlement,
     SourceCount,
     read_delivery,
+    read_verdict,
     uninspected,
 )
 
@@ -32,6 +39,7 @@ class _Entry:
     pixels: bytes
     holder: str = ""
     deliveries: int = 0
+    deadline_ns: int = 0
 
     @property
     def size(self) -> int:
@@ -45,7 +53,9 @@ class _Line:
         self.changed = threading.Condition()
         self.entries: OrderedDict[str, _Entry] = OrderedDict()
         self.dead: list[_Entry] = []
-        self.verdicts: list[tuple[int, bytes, bytes]] = []
+        self.logs: dict[Log, list[tuple[int, bytes, bytes]]] = {"verdicts": [], "amendments": []}
+        self.late: OrderedDict[str, None] = OrderedDict()  # tokens with a fail-safe verdict, an answer may come
+        self.amended: dict[str, int] = defaultdict(int)
         self.numbers = itertools.count(1)
         self.offered: dict[str, int] = defaultdict(int)
         self.judged: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -83,8 +93,9 @@ class MemoryStream:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         forgets_s: float = 5.0,
+        wall: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.line, self.worker = line, worker
+        self.line, self.worker, self._wall = line, worker, wall
         self._shared, self._limits, self._clock, self.forgets_s = shared, limits, clock, forgets_s
         self._last_chance: set[str] = set()  # tokens in hand on their last delivery
 
@@ -103,6 +114,7 @@ class MemoryStream:
             return True  # offered before: an answer got lost on the way
         header = replace(frame, line=self.line, offered_ns=time.time_ns()).header()
         entry = _Entry(str(next(shared.numbers)), frame.source, header, bytes(frame.payload()))
+        entry.deadline_ns = frame.deadline_ns
         fits_at_all = entry.size <= self._limits.max_bytes
         while fits_at_all and policy == "shed-oldest" and self._full(entry) and self._shed_oldest():
             pass
@@ -135,12 +147,16 @@ class MemoryStream:
 
     def _publish(self, source: str, header: bytes, body: bytes, judgement: str, reason: str) -> None:
         shared = self._shared
-        shared.verdicts.append((next(shared.numbers), header, body))
-        del shared.verdicts[: -self._limits.keep_verdicts]
+        self._append("verdicts", header, body)
         shared.judged[source][judgement] += 1
         if reason:
             shared.reasons[f"{judgement} {reason}"] += 1
         shared.changed.notify_all()
+
+    def _append(self, log: Log, header: bytes, body: bytes) -> None:
+        rows = self._shared.logs[log]
+        rows.append((next(self._shared.numbers), header, body))
+        del rows[: -self._limits.keep_verdicts]
 
     def take(self, n: int, wait_s: float = 0.0) -> list[Delivery]:
         with self._shared.changed:
@@ -187,19 +203,50 @@ class MemoryStream:
         seen = self._shared.alive.get(worker)
         return seen is not None and self._clock() - seen < self.forgets_s
 
-    def settle(self, settled: Sequence[tuple[Delivery, Verdict]]) -> list[bool]:
+    def settle(self, settled: Sequence[tuple[Delivery, Verdict]]) -> list[Settlement]:
         with self._shared.changed:
             self._last_chance.difference_update(delivery.token for delivery, _ in settled)
             return [self._settle_one(delivery, verdict) for delivery, verdict in settled]
 
-    def _settle_one(self, delivery: Delivery, verdict: Verdict) -> bool:
-        entry = self._shared.entries.get(delivery.token)
-        if entry is None or entry.holder != self.worker:
-            return False
-        self._shared.remove(entry)
+    def _settle_one(self, delivery: Delivery, verdict: Verdict) -> Settlement:
+        entry, fail_safe = self._shared.entries.get(delivery.token), verdict.reason in FAIL_SAFE_REASONS
         body = replace(verdict, settled_ns=time.time_ns()).body()
+        if entry is None or entry.holder != self.worker:
+            return Settlement.TWIN if fail_safe else self._amend(delivery, verdict, body)
+        self._shared.remove(entry)
         self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
-        return True
+        if fail_safe:
+            self._await_answer(entry)
+        return Settlement.PUBLISHED
+
+    def _await_answer(self, entry: _Entry) -> None:
+        self._shared.late[entry.token] = None
+        while len(self._shared.late) > KEEP_LATE:
+            self._shared.late.popitem(last=False)
+
+    def _amend(self, delivery: Delivery, verdict: Verdict, body: bytes) -> Settlement:
+        if delivery.token not in self._shared.late:
+            return Settlement.TWIN
+        del self._shared.late[delivery.token]
+        self._append("amendments", delivery.header, body)
+        self._shared.amended[verdict.judgement] += 1
+        self._shared.changed.notify_all()
+        return Settlement.AMENDED
+
+    def expire(self, verdict: Verdict) -> float | None:
+        with self._shared.changed:
+            now = self._wall()
+            body = replace(verdict, settled_ns=now).body()
+            dated = [entry for entry in self._shared.entries.values() if entry.deadline_ns]
+            for entry in dated:
+                before_s = EXPIRE_HELD_BEFORE_S if entry.deliveries else EXPIRE_BEFORE_S
+                if entry.deadline_ns <= now + 1e9 * before_s:
+                    self._shared.remove(entry)
+                    self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
+                    if entry.deliveries:
+                        self._await_answer(entry)
+            left = [entry.deadline_ns - now for entry in dated if entry.token in self._shared.entries]
+            return max(0.0, min(left) / 1e9) if left else None
 
     def audit(self) -> Audit:
         with self._shared.changed:
@@ -207,21 +254,23 @@ class MemoryStream:
             sources = {name: SourceCount(n, dict(shared.judged[name])) for name, n in shared.offered.items()}
             alive = [worker for worker in shared.alive if worker and self._lives(worker)]
             reasons, gaps = dict(shared.reasons), list(shared.gaps)
-            return Audit(len(shared.entries), shared.bytes, sources, reasons, gaps, alive, len(shared.dead))
+            dead, amended = len(shared.dead), dict(shared.amended)
+            return Audit(len(shared.entries), shared.bytes, sources, reasons, gaps, alive, dead, amended)
 
-    def read(self, after: str, n: int, wait_s: float = 0.0) -> list[tuple[str, Verdict]]:
+    def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
         with self._shared.changed:
-            verdicts = self._shared.verdicts
+            verdicts = self._shared.logs[log]
             last = int(after)
             found = [row for row in verdicts if row[0] > last][:n]
             if not found and wait_s:
                 self._shared.changed.wait(wait_s)
                 found = [row for row in verdicts if row[0] > last][:n]
-            return [(str(number), Verdict.from_wire(header, body)) for number, header, body in found]
+            return [(str(number), read_verdict(header, body)) for number, header, body in found]
 
-    def newest(self) -> str:
+    def newest(self, log: Log = "verdicts") -> str:
         with self._shared.changed:
-            return str(self._shared.verdicts[-1][0]) if self._shared.verdicts else "0"
+            rows = self._shared.logs[log]
+            return str(rows[-1][0]) if rows else "0"
 
     def close(self) -> None:
         with self._shared.changed:

@@ -153,3 +153,41 @@ def test_no_item_waits_longer_than_allowed(items: list[tuple[int, int]], wait: i
         batcher.add(0, now, deadline and now + deadline)
     assert batcher.due_at() is not None
     assert batcher.due(items[0][0] + wait)
+
+
+def test_batch_shrinks_for_the_most_urgent_item_in_it() -> None:
+    """Not only the oldest counts: sources have budgets of their own."""
+    batcher: Batcher[int] = Batcher(8, cost=lambda size: 10 * size)
+    for item, deadline in enumerate((1000, 1000, 130, 1000)):
+        batcher.add(item, 0, deadline)
+    assert batcher.take(100) == [0, 1, 2]
+
+
+def test_time_for_what_follows_is_kept_free() -> None:
+    """`spare` closes and shrinks a batch earlier, but makes no item hopeless: it may not need what follows."""
+    batcher: Batcher[int] = Batcher(8, max_wait_ns=1000, cost=lambda size: 10 * size)
+    for item in range(4):
+        batcher.add(item, 0, deadline=200, spare=60)
+    assert batcher.due_at() == 100
+    assert batcher.take(115) == [0, 1]
+    assert batcher.hopeless(185) == []
+    assert batcher.hopeless(191) == [2, 3]
+
+
+def test_hopeless_items_are_taken_out_and_no_others() -> None:
+    """What could not make it even alone and at once; items without a deadline never."""
+    batcher: Batcher[int] = Batcher(4, cost=lambda size: 10 * size)
+    for item, deadline in enumerate((0, 105, 300, 109, 110)):
+        batcher.add(item, 0, deadline)
+    assert batcher.hopeless(100) == [1, 3]
+    assert batcher.take(100) == [0, 2, 4]
+    assert batcher.hopeless(10**9) == []
+
+
+def test_removed_items_leave_no_trace() -> None:
+    """Neither in the batches nor in the deadlines."""
+    batcher: Batcher[int] = Batcher(4, max_wait_ns=50)
+    for item in range(3):
+        batcher.add(item, 0, deadline=20 if item == 1 else 0)
+    assert batcher.remove(lambda item: item == 1) == [1]
+    assert (batcher.due_at(), batcher.take(0)) == (50, [0, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from conftest import make_frame
@@ -11,8 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from pipeline.deadlines import fail_safe
 from pipeline.messages import JUDGEMENTS, Verdict
-from pipeline.stream import POLICIES, Delivery, Limits, Stream, open_stream
+from pipeline.stream import POLICIES, Delivery, Limits, Settlement, Stream, open_stream
 
 WORKERS = ("w1", "w2", "w3")
 SOURCES = ("a", "b")
@@ -27,6 +29,9 @@ class Model:
     waiting: list[str] = field(default_factory=list)  # in order of offering
     held: dict[str, tuple[str, int]] = field(default_factory=dict)  # frame → worker, deliveries
     judged: dict[str, str] = field(default_factory=dict)  # frame → judgement
+    dated: set[str] = field(default_factory=set)  # frames whose deadline has passed when they were offered
+    late: set[str] = field(default_factory=set)  # frames with a fail-safe verdict whose worker may still answer
+    amended: list[tuple[str, str]] = field(default_factory=list)
     offered: int = 0
     alive: set[str] = field(default_factory=set)
 
@@ -50,10 +55,16 @@ class Histories(RuleBasedStateMachine):
     def client(self, name: str) -> Stream:
         return open_stream(self.url, self.line, name, self.limits)
 
-    @rule(source=st.sampled_from(SOURCES), count=st.integers(1, 4), policy=st.sampled_from(POLICIES))
-    def offer(self, source: str, count: int, policy: str) -> None:
+    @rule(
+        source=st.sampled_from(SOURCES),
+        count=st.integers(1, 4),
+        policy=st.sampled_from(POLICIES),
+        deadline_ns=st.sampled_from([0, 0, 1000, 1 << 61]),
+    )
+    def offer(self, source: str, count: int, policy: str, deadline_ns: int) -> None:
         model = self.model
         frames = [make_frame(self.next[source] + i, source, size=2) for i in range(count)]
+        frames = [replace(frame, deadline_ns=deadline_ns) for frame in frames]
         dealt = self.reader.offer(frames, policy)  # type: ignore[arg-type]
         expected = 0
         for frame in frames:
@@ -70,6 +81,8 @@ class Histories(RuleBasedStateMachine):
             model.offered += 1
             expected += 1
         assert dealt == expected
+        if deadline_ns == 1000:
+            model.dated.update(frame.frame_id for frame in frames[:dealt])
         self.next[source] += dealt
 
     @rule(source=st.sampled_from(SOURCES))
@@ -127,21 +140,47 @@ class Histories(RuleBasedStateMachine):
         self.last[name] |= got & last
         self._hand(name, found, counts)
 
-    @rule(name=st.sampled_from(WORKERS), judgement=st.sampled_from(JUDGEMENTS), data=st.data())
-    def settle(self, name: str, judgement: str, data: st.DataObject) -> None:
+    @rule(
+        name=st.sampled_from(WORKERS),
+        judgement=st.sampled_from(JUDGEMENTS),
+        reason=st.sampled_from(["", "", "deadline"]),
+        data=st.data(),
+    )
+    def settle(self, name: str, judgement: str, reason: str, data: st.DataObject) -> None:
         """Whatever the worker believes to hold; what is not its own any more changes nothing."""
         hand = self.hands[name]
         if not hand:
             return
         chosen = data.draw(st.lists(st.sampled_from(sorted(hand)), unique=True, min_size=1))
-        pairs = [(hand[f], Verdict(frame=hand[f].frame, judgement=judgement)) for f in chosen]  # type: ignore[arg-type]
+        facts: Any = {"judgement": judgement, "reason": reason}
+        pairs = [(hand[f], Verdict(frame=hand[f].frame, **facts)) for f in chosen]
         mine = [self.model.held.get(frame, ("", 0))[0] == name for frame in chosen]
-        assert self.clients[name].settle(pairs) == mine
+        amends = [not own and not reason and f in self.model.late for f, own in zip(chosen, mine, strict=True)]
+        became = [Settlement.AMENDED if late else Settlement(own) for late, own in zip(amends, mine, strict=True)]
+        assert self.clients[name].settle(pairs) == became
+        answered = {frame for frame, late in zip(chosen, amends, strict=True) if late}
+        self.model.late -= answered
+        self.model.amended += [(frame, judgement) for frame in chosen if frame in answered]
         self.last[name].difference_update(chosen)
         for frame, own in zip(chosen, mine, strict=True):
             if own:
                 del self.model.held[frame]
                 self.model.judged[frame] = judgement
+                if reason:
+                    self.model.late.add(frame)
+
+    @rule(judgement=st.sampled_from(["REVIEW", "NG"]))
+    def expire(self, judgement: str) -> None:
+        """Every frame past its deadline, waiting or held, has its fail-safe verdict; only a holder may answer yet."""
+        model = self.model
+        for frame in model.dated & model.held.keys():
+            del model.held[frame]
+            model.judged[frame] = judgement
+            model.late.add(frame)
+        for frame in model.dated & set(model.waiting):
+            model.waiting.remove(frame)
+            model.judged[frame] = judgement
+        self.reader.expire(fail_safe(judgement))  # type: ignore[arg-type]
 
     @invariant()
     def ledger_agrees(self) -> None:
@@ -155,6 +194,9 @@ class Histories(RuleBasedStateMachine):
         published = [(v.frame.frame_id, v.judgement) for _, v in self.reader.read("0", 10_000)]
         assert len(published) == len(model.judged)
         assert dict(published) == model.judged
+        amendments = [(v.frame.frame_id, v.judgement) for _, v in self.reader.read("0", 10_000, 0.0, "amendments")]
+        assert amendments == model.amended
+        assert sum(audit.amended.values()) == len(amendments)
         if not audit.outstanding:
             assert audit.outstanding_bytes == 0
 

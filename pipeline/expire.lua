@@ -1,0 +1,49 @@
+-- expire: give frames whose deadline comes their fail-safe verdict, whoever holds them or nobody. Atomic.
+-- Returns {how many, µs from now to the next deadline; -1: no frame has one}. The clock is the server's.
+--
+-- KEYS  1 frames  2 ledger  3 verdicts  4 deadlines  5 late   (fields: see offer.lua and settle.lua)
+-- ARGV  1 group  2 verdicts to keep  3 tokens to keep in late
+--       4 how long before its deadline, µs, if nobody has taken the frame  5 … if a worker holds it, who may still
+--       make it  6 how many at most  7 judgement  8 reason  9 body
+local group, keep, keep_late = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local before, before_held, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local judgement, reason, body = ARGV[7], ARGV[8], ARGV[9]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local expired = 0
+
+local function digits(number) return string.format('%.0f', number) end
+
+local function is_held(token)
+  local pending = redis.pcall('XPENDING', KEYS[1], group, token, token, 1)
+  return not pending.err and #pending == 1  -- an error: there is no group yet
+end
+
+local function publish(token, row, held)
+  local f = {}
+  for i = 1, #row, 2 do f[row[i]] = row[i + 1] end
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', body)
+  if held then
+    redis.call('XACK', KEYS[1], group, token)
+    redis.call('ZADD', KEYS[5], digits(now), token)
+    redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -keep_late - 1)
+  end
+  redis.call('XDEL', KEYS[1], token)
+  redis.call('HINCRBY', KEYS[2], 'bytes', -(#f['h'] + #f['p']))
+  redis.call('HINCRBY', KEYS[2], 'judged|' .. judgement .. '|' .. f['s'], 1)
+  redis.call('HINCRBY', KEYS[2], 'reason|' .. judgement .. ' ' .. reason, 1)
+  expired = expired + 1
+end
+
+local near = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', digits(now + before), 'WITHSCORES')
+for i = 1, #near, 2 do
+  local token, deadline = near[i], tonumber(near[i + 1])
+  local held = is_held(token)
+  if expired < most and (not held or deadline <= now + before_held) then
+    local entry = redis.call('XRANGE', KEYS[1], token, token)[1]
+    if entry then publish(token, entry[2], held) end
+    redis.call('ZREM', KEYS[4], token)
+  end
+end
+local next = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+return {expired, next[2] and math.max(0, tonumber(next[2]) - now) or -1}
