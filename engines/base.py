@@ -40,12 +40,13 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run a model: the same four knobs for every engine."""
+    """How to run a model: the same four knobs for every engine, and which file it must be."""
 
     device: str = ""  # engine's own default when empty; OpenVINO: CPU, GPU, NPU
     threads: int = 0  # 0: every core
     in_flight: int = 2  # batches that may be submitted and not yet collected
     max_batch: int = 8
+    sha256: str = ""  # of the model file; empty: any file will do
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Ticket(Protocol):
 class Engine(Protocol):
     """A network on a device. Nothing is loaded or allocated before `__enter__`.
 
+    Its maker reads the model file once and checks those bytes before a runtime sees them (engines/onnx_file.py).
     `__enter__` loads, compiles and warms up every batch size, so that no later batch pays for it.
     `submit` takes uint8 [n, H, W, C], 1 ≤ n ≤ max_batch; it does not block while fewer than `in_flight`
     tickets are uncollected; the array must not change until the ticket is done. `notify` is called from

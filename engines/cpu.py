@@ -6,7 +6,6 @@ alternate and stalls on each size's first use; a batch between two sizes is padd
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import openvino as ov
 
 from engines.base import OUTPUTS, EngineError, EngineOptions, EngineSpec, Kind, Outputs, Pixels, check_batch
+from engines.onnx_file import check_self_contained, read_model_file
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -76,7 +76,8 @@ class CpuEngine:
     def __init__(self, model: Path, kind: Kind, classes: tuple[str, ...], options: EngineOptions) -> None:
         self._options = options
         self._core = ov.Core()
-        content = model.read_bytes()
+        content, model_hash = read_model_file(model, options.sha256)
+        check_self_contained(content, model)
         self._model = self._read(model, content)
         height, width, channels = _tile_shape(self._model, model, kind, classes)
         self._idle: dict[int, list[Any]] = {}
@@ -91,7 +92,7 @@ class CpuEngine:
             classes=classes,
             max_batch=options.max_batch,
             in_flight=options.in_flight,
-            model_hash=hashlib.sha256(content).hexdigest(),
+            model_hash=model_hash,
         )
 
     def _read(self, model: Path, content: bytes) -> ov.Model:

@@ -8,7 +8,6 @@ an ONNX file, which it does not read, it takes tiles of 256×256×1: so any reci
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from engines.base import EngineError, EngineOptions, EngineSpec, Kind, Outputs, Pixels, check_batch
+from engines.onnx_file import read_model_file
 
 DEFAULTS = {"height": 64, "width": 64, "channels": 1, "delay_ms": 0.0, "bright": 250, "poison": -1}
 
@@ -51,7 +51,7 @@ class FakeEngine:
     """See the module's text; the same contract as every engine."""
 
     def __init__(self, model: Path, kind: Kind, classes: tuple[str, ...], options: EngineOptions) -> None:
-        content = model.read_bytes()
+        content, model_hash = read_model_file(model, options.sha256)
         self._facts = _facts(model, content)
         self._open = False
         self.spec = EngineSpec(
@@ -64,7 +64,7 @@ class FakeEngine:
             classes=classes,
             max_batch=options.max_batch,
             in_flight=options.in_flight,
-            model_hash=hashlib.sha256(content).hexdigest(),
+            model_hash=model_hash,
         )
 
     def __enter__(self) -> FakeEngine:

@@ -7,11 +7,15 @@ server, which has read no header, can publish a verdict that says whose it is.
 
 All times are nanoseconds since 1970 (UTC). Both maps carry `v`, the schema version; a reader that meets
 another version says so instead of guessing. msgpack: https://github.com/msgpack/msgpack/blob/master/spec.md
+
+Whoever writes may be broken or hostile: sizes are bounded before memory is taken for them, a key stands once,
+numbers are finite, and a file's own header is read before a decoder sees the file (pipeline/image_header.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
@@ -22,13 +26,20 @@ import numpy.typing as npt
 
 from pipeline import rle
 from pipeline.errors import WireError
+from pipeline.image_header import MAX_PIXELS, MAX_SIDE, Kind, Size, declared_size
+from pipeline.msgpack_map import unpack_map
 
 SCHEMA = 1
 MAX_HEADER_BYTES = 64 * 1024
-MAX_PIXELS = 1 << 28  # 256 Mpx: larger than any line camera's frame, small enough to refuse nonsense
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_DEFECTS = 65_536  # of one frame
+MAX_MASKS = 256  # labels are uint8
+MAX_VALUES = 16 * MAX_DEFECTS + 4096  # in all lists and maps of a body: a defect has 15
+MAX_NUMBER = 1 << 63
 JPEG_END = b"\xff\xd9"  # without it OpenCV < 5 fills the missing part with grey, and grey looks good
 JPEG_TAIL = 4096  # bytes at the end in which it must lie, before any padding: cameras fill up whole blocks
 # neither shortened to 8 bits nor turned by an EXIF tag: as IMREAD_UNCHANGED does for the mono formats
+MONO_AS_IT_IS = cv2.IMREAD_UNCHANGED
 COLOUR_AS_IT_IS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 PixelFormat = Literal["mono8", "mono16", "bgr8"]
@@ -88,6 +99,8 @@ class Frame:
             if value != default:
                 known[name] = value
         packed: bytes = msgpack.packb(known, unicode_errors="replace")  # file names need not be UTF-8
+        if len(packed) > MAX_HEADER_BYTES:
+            raise WireError(f"frame header of {len(packed)} bytes: shorten name, lot and station to {MAX_HEADER_BYTES}")
         return packed
 
     def payload(self) -> bytes | memoryview:
@@ -104,9 +117,12 @@ class Frame:
         if self.fault:
             raise WireError(self.fault)
         image = self._raw_image() if self.encoding == "raw" else self._decoded_image()
-        if self.height and image.shape[:2] != (self.height, self.width):
-            raise WireError(f"header says {self.height}×{self.width}, the image is {image.shape[:2]}")
+        self._check_shape(image.shape[0], image.shape[1])
         return image
+
+    def _check_shape(self, height: int, width: int) -> None:
+        if (self.height or self.width) and (height, width) != (self.height, self.width):
+            raise WireError(f"header says {self.height}×{self.width}, the image is {height}×{width}")
 
     def _raw_image(self) -> Image:
         if isinstance(self.pixels, np.ndarray):
@@ -121,24 +137,33 @@ class Frame:
 
     def _decoded_image(self) -> Image:
         dtype, channels = PIXEL_FORMATS[self.pixel_format]
-        flags = COLOUR_AS_IT_IS if channels == 3 else cv2.IMREAD_UNCHANGED
-        data = np.frombuffer(self.payload(), dtype=np.uint8)
-        if self.encoding == "jpeg" and not _ends(self.payload()):
-            raise WireError(f"jpeg of {data.size} bytes is cut off: its end mark is missing")
+        payload = self.payload()
+        if self.encoding == "jpeg" and not _ends(payload):
+            raise WireError(f"jpeg of {len(payload)} bytes is cut off: its end mark is missing")
+        size = self._declared_size(payload)
         try:
-            image = cv2.imdecode(data, flags) if data.size else None
+            image = cv2.imdecode(np.frombuffer(payload, np.uint8), COLOUR_AS_IT_IS if channels == 3 else MONO_AS_IT_IS)
+            if image is not None and channels == 1 and image.ndim == 3:
+                image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
         except cv2.error:  # bytes that only start like an image
             image = None
         if image is None:
-            raise WireError(f"{self.encoding} of {data.size} bytes does not decode to an image")
-        if channels == 1 and image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+            raise WireError(f"{self.encoding} of {len(payload)} bytes does not decode to an image")
         if image.dtype != dtype:
             raise WireError(f"wrong bit depth: header says {self.pixel_format}, the image is {image.dtype}")
-        if image.shape[0] * image.shape[1] > MAX_PIXELS:
-            raise WireError(f"{image.shape[0]}×{image.shape[1]} is more than {MAX_PIXELS} pixels")
+        if image.shape[:2] != size:
+            raise WireError(f"the file says {size.height}×{size.width}, decoded it is {image.shape[:2]}")
         decoded: Image = image
         return decoded
+
+    def _declared_size(self, payload: bytes | memoryview) -> Size:
+        """What the file says of itself, before a decoder takes memory for it."""
+        try:
+            size = declared_size(payload, cast(Kind, self.encoding))
+        except ValueError as error:
+            raise WireError(str(error)) from error
+        self._check_shape(*size)
+        return size
 
     def without_pixels(self) -> Frame:
         """The same frame's identity and times: what a verdict keeps of it."""
@@ -147,7 +172,7 @@ class Frame:
     @classmethod
     def from_wire(cls, header: bytes, payload: bytes | memoryview = b"") -> Frame:
         """Read a header; raises WireError when it is not one of ours or its facts cannot be true."""
-        facts = _unpack(header, "frame header")
+        facts = _unpack(header, "frame header", MAX_HEADER_BYTES, 1024)
         known = {name: facts[name] for name in _HEADER_NAMES & facts.keys()}
         try:
             frame = cls(**known, pixels=payload)
@@ -173,15 +198,14 @@ _TEXTS = tuple(f.name for f in fields(Frame) if f.type in ("str", "PixelFormat",
 _NUMBERS = tuple(f.name for f in fields(Frame) if f.type == "int")
 
 
-def _unpack(data: bytes, what: str) -> dict[str, Any]:
-    if len(data) > MAX_HEADER_BYTES and what == "frame header":
-        raise WireError(f"{what} of {len(data)} bytes is larger than {MAX_HEADER_BYTES}")
+def _unpack(data: bytes, what: str, most: int, values: int) -> dict[str, Any]:
+    """A map of our schema, of at most `most` bytes with at most `values` values in all."""
+    if len(data) > most:
+        raise WireError(f"{what} of {len(data)} bytes is larger than {most}")
     try:
-        facts = msgpack.unpackb(data)
-    except Exception as error:  # msgpack raises a family of unrelated types on foreign bytes
-        raise WireError(f"{what} is not msgpack: {error or type(error).__name__}") from error
-    if not isinstance(facts, dict) or not all(isinstance(key, str) for key in facts):
-        raise WireError(f"{what} is not a msgpack map with text keys")
+        facts = unpack_map(data, values)
+    except ValueError as error:
+        raise WireError(f"{what} is not msgpack: {error}") from error
     if facts.get("v") != SCHEMA:
         raise WireError(f"{what} has schema {facts.get('v')!r}, this software reads {SCHEMA}: update the older side")
     return facts
@@ -193,14 +217,14 @@ def _check_header(frame: Frame) -> None:
             raise WireError(f"frame header: {name} must be text")
     for name in _NUMBERS:
         number = getattr(frame, name)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise WireError(f"frame header: {name} must be a whole number of at least 0")
+        if not _is_count(number):
+            raise WireError(f"frame header: {name} must be a whole number from 0 to 2⁶³-1")
     if frame.pixel_format not in PIXEL_FORMATS:
         raise WireError(f"pixel format {frame.pixel_format!r} is not one of {', '.join(PIXEL_FORMATS)}")
     if frame.encoding not in ENCODINGS:
         raise WireError(f"encoding {frame.encoding!r} is not one of {', '.join(ENCODINGS)}")
-    if frame.height * frame.width > MAX_PIXELS:
-        raise WireError(f"{frame.height}×{frame.width} is more than {MAX_PIXELS} pixels")
+    if frame.height * frame.width > MAX_PIXELS or max(frame.height, frame.width) > MAX_SIDE:
+        raise WireError(f"{frame.height}×{frame.width} is more than {MAX_PIXELS} pixels or {MAX_SIDE} in a row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,18 +265,32 @@ class Verdict:
     settled_ns: int = 0
 
     def body(self) -> bytes:
-        """Msgpack map of everything but the frame."""
+        """Msgpack map of everything but the frame; what no reader would take is left out, and `detail` says so."""
+        defects, masks, left_out = self._within_limits()
         facts = {name: getattr(self, name) for name in _BODY_PLAIN}
         facts["v"] = SCHEMA
-        facts["defects"] = [[getattr(defect, name) for name in _DEFECT_NAMES] for defect in self.defects]
-        facts["masks"] = {name: runs.astype("<u4").tobytes() for name, runs in self.masks.items()}
+        facts["scores"] = {name: score for name, score in self.scores.items() if math.isfinite(score)}
+        facts["defects"] = [[getattr(defect, name) for name in _DEFECT_NAMES] for defect in defects]
+        facts["masks"] = {name: runs.astype("<u4").tobytes() for name, runs in masks.items()}
+        facts["detail"] = "; ".join(filter(None, [self.detail, *left_out]))
         packed: bytes = msgpack.packb(facts, unicode_errors="replace")
         return packed
+
+    def _within_limits(self) -> tuple[Sequence[Defect], Mapping[str, rle.Runs], list[str]]:
+        """Defects and masks that fit into a body, and what is to be said of the rest."""
+        defects, masks, left_out = self.defects, self.masks, []
+        if len(defects) > MAX_DEFECTS:
+            defects = tuple(sorted(defects, key=lambda defect: -defect.area_px)[:MAX_DEFECTS])
+            left_out.append(f"{len(self.defects) - MAX_DEFECTS} smaller defects left out")
+        if 4 * sum(runs.size for runs in masks.values()) > MAX_BODY_BYTES // 2:
+            masks = {}
+            left_out.append("masks left out: too many runs")
+        return defects, masks, left_out
 
     @classmethod
     def from_wire(cls, header: bytes, body: bytes) -> Verdict:
         """Read a verdict; WireError when it is not one of ours."""
-        facts = _unpack(body, "verdict")
+        facts = _unpack(body, "verdict", MAX_BODY_BYTES, MAX_VALUES)
         try:
             frame = Frame.from_wire(header)
         except WireError as error:
@@ -302,13 +340,15 @@ def _check_verdict(verdict: Verdict) -> None:
         if not isinstance(getattr(verdict, name), str):
             raise TypeError(f"{name} must be text")
     for name in _BODY_NUMBERS:
-        if type(getattr(verdict, name)) is not int:
-            raise TypeError(f"{name} must be a whole number")
+        if not _is_count(getattr(verdict, name)):
+            raise TypeError(f"{name} must be a whole number from 0 to 2⁶³-1")
     if not all(_is_number(value) for value in verdict.scores.values()):
         raise TypeError("scores must be numbers")
     height, width = verdict.mask_shape
     if type(height) is not int or type(width) is not int or min(height, width) < 0 or height * width > MAX_PIXELS:
         raise ValueError(f"mask shape {verdict.mask_shape!r} is impossible")
+    if len(verdict.masks) > MAX_MASKS:
+        raise ValueError(f"{len(verdict.masks)} masks are more than {MAX_MASKS}")
     for runs in verdict.masks.values():
         rle.check(runs, height * width)
 
@@ -324,7 +364,11 @@ def _defect(row: list[Any]) -> Defect:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_NUMBER
 
 
 def unreadable_frame(source: str, why: str, frame_id: str = "unreadable") -> Frame:

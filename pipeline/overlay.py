@@ -6,8 +6,10 @@ out, and how many is told at the end.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ COLOURS = ((60, 60, 255), (0, 200, 255), (255, 120, 40), (80, 220, 80), (255, 60
 INK = {"OK": (80, 200, 80), "NG": (60, 60, 255), "REVIEW": (0, 200, 255), "UNINSPECTED": (200, 200, 200)}
 SHORTEST_SIDE = 512  # px; smaller frames are enlarged, so that text and outlines can be read
 LONGEST_SIDE = 8192  # px; and not enlarged beyond this: a line camera's frame may be 1 px high
+LONGEST_ID = 128  # signs of a frame's id in a file's name
 BACKLOG = 16
 
 
@@ -97,6 +100,18 @@ def _captioned(picture: npt.NDArray[np.uint8], verdict: Verdict) -> npt.NDArray[
     return np.vstack([picture, bar])
 
 
+def file_name(judgement: str, frame_id: str) -> str:
+    """`JUDGEMENT_FRAMEID.png`; an id that is no plain name is written as far as it is one, and told apart by `~hash`.
+
+    An id comes from a message: it may hold path separators, be longer than a file's name, or differ from another
+    only in what cannot be written. No two ids share a name, for no plain one holds a `~`.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", frame_id[:LONGEST_ID])
+    if plain != frame_id:
+        plain += f"~{hashlib.blake2b(frame_id.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
+    return f"{judgement}_{plain}.png"
+
+
 class OverlayFolder:
     """Writes `JUDGEMENT_FRAMEID.png` for frames of these judgements, at most `limit` of them."""
 
@@ -137,11 +152,9 @@ class OverlayFolder:
     def _write(self, delivery: Delivery, verdict: Verdict) -> None:
         if self.written >= self.limit:
             return
-        name = f"{verdict.judgement}_{verdict.frame.frame_id}.png"
-        safe = "".join(c if c.isalnum() or c in "_.-" else "-" for c in name)  # a name from a message is no path
         try:
             _, data = cv2.imencode(".png", draw(delivery.frame.image(), verdict))
-            (self.folder / safe).write_bytes(data.tobytes())
+            (self.folder / file_name(verdict.judgement, verdict.frame.frame_id)).write_bytes(data.tobytes())
             self.written += 1
         except Exception as error:  # whatever it is: without this thread `close` would wait for ever
             self.left_out += 1

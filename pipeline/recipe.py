@@ -2,7 +2,9 @@
 
 A model folder holds `recipe.toml`, the engine files it names, and a card. Every key is known here; one that
 is not is refused with the nearest that is, because a misspelt limit that is silently dropped is an escape.
-Reading a recipe opens no engine file; `Recipe.model_path` says where each lies.
+Reading a recipe opens no engine file; `Recipe.model_path` says where each lies: always below the model folder, by
+whatever way the name or a link leads, so that a folder is all there is to copy, to check and to trust. A `sha256`
+pins the file's content: another file is refused before any runtime reads it. Shipped recipes state it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ else:
 
 MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
 MODES = ("cascade", "classify", "segment")
+FAIL_SAFES = ("REVIEW", "NG", "UNINSPECTED")  # never OK: that would be an escape by design
 CONTRASTS = ("none", "equalize", "clahe")
 
 
@@ -55,7 +58,7 @@ class Model:
 
     file: str = ""
     classes: tuple[str, ...] = ()  # index 0: good part, background
-    sha256: str = ""  # of the file; checked on opening when stated
+    sha256: str = ""  # of the file; another one is not loaded; empty: any file of that name
     threshold: float = 0.01  # classifier: P(defect) from which a tile is suspect
 
 
@@ -67,6 +70,7 @@ class Judge:
     min_score: float = 0.0  # regions of less mean confidence are noise
     review_above: float = 1.01  # P(defect) from which a frame without a region goes to REVIEW; > 1: never
     audit_share: float = 0.0  # share of frames the classifier passed that the segmenter sees all the same
+    fail_safe: str = "REVIEW"  # judgement of a frame that cannot be judged before its deadline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class Batching:
     in_flight: int = 2
     max_batch: int = 8
     max_wait_ms: float = 0.0
+    deadline_ms: float = 0.0  # from the trigger to the verdict; the producer writes it on every frame; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +238,12 @@ def _check(recipe: Recipe) -> None:
         (0 <= j.min_score <= 1, "judge.min_score", "0…1"),
         (j.min_area_px >= 1, "judge.min_area_px", "1 or more"),
         (j.review_above >= 0, "judge.review_above", "0…1, or above 1 for never"),
+        (j.fail_safe in FAIL_SAFES, "judge.fail_safe", f"one of {', '.join(FAIL_SAFES)}"),
         (1 <= b.max_batch <= 1024, "batching.max_batch", "1…1024"),
         (1 <= b.in_flight <= 16, "batching.in_flight", "1…16"),
         (0 <= b.threads <= 1024, "batching.threads", "0 (all cores) or more"),
         (0 <= b.max_wait_ms < math.inf, "batching.max_wait_ms", "0 or more"),
+        (0 <= b.deadline_ms <= 86_400_000, "batching.deadline_ms", "0 (none) or up to a day"),
     ]
     for stage in recipe.stages:
         model: Model = getattr(recipe, stage)

@@ -1,7 +1,8 @@
 """A folder of images as a source: what is there in natural order, and with `watch` whatever is added.
 
-Files travel as they are when they are PNG or JPEG; others are decoded here. A file that cannot be read becomes
-a frame with a fault, and so a verdict, never a crash and never silence. A `.png` beside an image of the same
+Files travel as they are when they are PNG or JPEG, by their content and not by their name; others are decoded here,
+after a look at the size they say they have. A file that cannot be read becomes a frame with a fault, and so a
+verdict, never a crash and never silence. A `.png` beside an image of the same
 name in another format is that image's mask and is not offered. While watching, a file counts as complete when
 its size and time have stood still between two looks, and its format's end mark is there (or never comes).
 """
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SourceError
+from pipeline.image_header import declared_size, kind_of
 from pipeline.messages import Encoding, Frame, PixelFormat
 from pipeline.sources import SourceOptions
 from pipeline.sources.stamp import Stamp
@@ -30,6 +32,7 @@ DECODED = (".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
 SUFFIXES = (*ENCODED, *DECODED)
 END_MARKS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
 State = tuple[int, int]  # size in bytes, time of the last change in ns
+LARGEST_FILE = 1 << 30  # bytes; twice what one frame on the stream may be
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 5.0  # with a file that stands still without its end mark
 
@@ -107,25 +110,28 @@ class Directory:
         """One image as a frame; with a fault when it cannot be read."""
         name = str(path.relative_to(self.folder))
         try:
+            if (size := path.stat().st_size) > LARGEST_FILE:
+                return self.stamp.faulty(f"{size} bytes are more than an image has ({LARGEST_FILE})", name=name)
             data = path.read_bytes()
         except OSError as error:
             return self.stamp.faulty(f"cannot be read: {error.strerror}", name=name)
         if not data:
             return self.stamp.faulty("the file is empty", name=name)
-        suffix = path.suffix.lower()
-        if suffix in ENCODED:
-            return self.stamp.encoded(data, ENCODED[suffix], self.form, name=name)
+        kind = kind_of(data) or ENCODED.get(path.suffix.lower())
+        if kind in ("png", "jpeg"):
+            return self.stamp.encoded(data, kind, self.form, name=name)
         return self._decoded(data, name)
 
     def _decoded(self, data: bytes, name: str) -> Frame:
         depth = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # as it is, and refused where it does not fit
         flags = depth | (cv2.IMREAD_COLOR if self.form == "bgr8" else cv2.IMREAD_GRAYSCALE)
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            kind = kind_of(data)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if kind and declared_size(data, kind) else None
             if image is None:
                 return self.stamp.faulty(f"{len(data)} bytes do not decode to an image", name=name)
             return self.stamp.raw(image, name=name)
-        except (cv2.error, SourceError) as error:
+        except (cv2.error, SourceError, ValueError) as error:
             return self.stamp.faulty(f"does not decode: {str(error).splitlines()[0]}", name=name)
 
     def _watched(self) -> Iterator[Frame]:
