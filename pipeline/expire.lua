@@ -1,5 +1,6 @@
 -- expire: give frames whose deadline comes their fail-safe verdict, whoever holds them or nobody. Atomic.
 -- Returns {how many, µs from now to the next deadline; -1: no frame has one}. The clock is the server's.
+-- Frames go off before verdicts come in: a server out of memory takes no script that starts with an addition.
 --
 -- KEYS  1 frames  2 ledger  3 verdicts  4 deadlines  5 late   (fields: see offer.lua and settle.lua)
 -- ARGV  1 group  2 verdicts to keep  3 tokens to keep in late
@@ -22,13 +23,14 @@ end
 local function publish(token, row, held)
   local f = {}
   for i = 1, #row, 2 do f[row[i]] = row[i + 1] end
+  for _, name in ipairs({'s', 'h', 'p'}) do f[name] = f[name] or '' end  -- one that is not ours
+  redis.call('XDEL', KEYS[1], token)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', body)
   if held then
     redis.call('XACK', KEYS[1], group, token)
     redis.call('ZADD', KEYS[5], digits(now), token)
     redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -keep_late - 1)
   end
-  redis.call('XDEL', KEYS[1], token)
   redis.call('HINCRBY', KEYS[2], 'bytes', -(#f['h'] + #f['p']))
   redis.call('HINCRBY', KEYS[2], 'judged|' .. judgement .. '|' .. f['s'], 1)
   redis.call('HINCRBY', KEYS[2], 'reason|' .. judgement .. ' ' .. reason, 1)

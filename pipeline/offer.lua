@@ -7,6 +7,7 @@
 --                           reason|JUDGEMENT REASON   of those, by reason
 --                           next|SOURCE-SESSION       the sequence that comes next; lower ones were offered before
 --       3 verdicts  stream  h the frame's header, v body (msgpack)
+--                           dead_bytes                of the poison kept aside
 --                           amended|JUDGEMENT|SOURCE  real answers that came after a fail-safe verdict
 --       4 gaps      list    "SOURCE-SESSION first last" of sequences never offered
 --       5 deadlines zset    token → µs since 1970, of outstanding frames that have a deadline

@@ -5,11 +5,13 @@
 -- ARGV  1 group  2 worker  3 prefix of the keys that say who lives (same hash tag)  4 for how long, ms
 --       5 how many at most  6 max deliveries  7 verdicts to keep  8 body for poison
 --       9 '1': one frame on its last delivery may be among them (a worker never holds two)
---       10 '1': also this worker's own frames whose delivery got lost on the way; then the tokens it does hold
+--       10 bytes of poison to keep: beyond that the oldest goes, a larger frame is kept without its pixels
+--       11 '1': also this worker's own frames whose delivery got lost on the way; then the tokens it does hold
 local group, worker, prefix, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5])
 local max_deliveries, keep, poison_body, chance = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9] == '1'
 local taken, holds = {}, {}
-for i = 11, #ARGV do holds[ARGV[i]] = true end
+local keep_dead = tonumber(ARGV[10])
+for i = 12, #ARGV do holds[ARGV[i]] = true end
 
 local function fields(row)
   local f = {}
@@ -26,12 +28,24 @@ local function take(token, deliveries, f)
   taken[#taken + 1] = {token, deliveries, f['s'], f['h'], f['p']}
 end
 
+local function keep_aside(f)
+  local pixels = #f['h'] + #f['p'] <= keep_dead and f['p'] or ''
+  redis.call('XADD', KEYS[4], '*', 's', f['s'], 'h', f['h'], 'p', pixels)
+  local kept = redis.call('HINCRBY', KEYS[2], 'dead_bytes', #f['h'] + #pixels)
+  while kept > keep_dead and redis.call('XLEN', KEYS[4]) > 1 do
+    local oldest = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1]
+    local o = frame(oldest[2])
+    redis.call('XDEL', KEYS[4], oldest[1])
+    kept = redis.call('HINCRBY', KEYS[2], 'dead_bytes', -(#o['h'] + #o['p']))
+  end
+end
+
 local function bury(token, f)
-  redis.call('XADD', KEYS[4], '*', 's', f['s'], 'h', f['h'], 'p', f['p'])
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', poison_body)
   redis.call('XACK', KEYS[1], group, token)
   redis.call('XDEL', KEYS[1], token)
   redis.call('ZREM', KEYS[5], token)
+  keep_aside(f)
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', poison_body)
   redis.call('HINCRBY', KEYS[2], 'bytes', -(#f['h'] + #f['p']))
   redis.call('HINCRBY', KEYS[2], 'judged|UNINSPECTED|' .. f['s'], 1)
   redis.call('HINCRBY', KEYS[2], 'reason|UNINSPECTED poison', 1)
@@ -64,7 +78,7 @@ local function lost_on_the_way()
 end
 
 redis.call('SET', prefix .. worker, '1', 'PX', ARGV[4])
-if ARGV[10] == '1' then lost_on_the_way() end
+if ARGV[11] == '1' then lost_on_the_way() end
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], group)) do
   local consumer = fields(row)
   local name = consumer['name']

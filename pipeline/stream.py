@@ -36,7 +36,7 @@ Log = Literal["verdicts", "amendments"]
 FAIL_SAFE_REASONS = ("deadline", "segmenter_busy")
 KEEP_LATE = 10_000  # frames with a fail-safe verdict whose real answer would still be taken
 EXPIRE_AT_MOST = 256  # frames in one call: the server serves nobody else meanwhile
-EXPIRE_BEFORE_S = 0.010  # before its deadline a frame gets its fail-safe verdict if nobody has taken it …
+EXPIRE_BEFORE_S = 0.010  # before its deadline, at least, a frame nobody has taken gets its fail-safe verdict …
 EXPIRE_HELD_BEFORE_S = 0.003  # … and if a worker holds it, who does so itself a little earlier, unless it is dead
 
 
@@ -47,7 +47,25 @@ class Limits:
     max_bytes: int = 256 * 1024 * 1024  # headers and pixels of all outstanding frames
     max_frames: int = 100_000
     max_deliveries: int = 3  # a frame that took this many workers with it is poison
-    keep_verdicts: int = 100_000  # settled verdicts that stay readable
+    keep_verdicts: int = 100_000  # settled verdicts that stay readable, at most
+    keep_verdict_bytes: int = 256 * 1024 * 1024  # … and about so many bytes of them: masks can be large
+
+    @property
+    def keep_dead_bytes(self) -> int:
+        """Of poison frames kept aside, the oldest going first: an eighth of the byte budget, on top of it."""
+        return self.max_bytes // 8
+
+
+class KeptVerdicts:
+    """How many verdicts to keep, so that they take about as many bytes as allowed: by the mean size of late."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._mean = limits, 1000.0
+
+    def count(self, size: int) -> int:
+        """At most so many, this one of `size` bytes included."""
+        self._mean += (size - self._mean) / 256
+        return max(1, min(self._limits.keep_verdicts, int(self._limits.keep_verdict_bytes / self._mean)))
 
 
 @dataclass(frozen=True)
@@ -141,9 +159,10 @@ class Stream(Protocol):
         """Publish and take off, each only if the frame is still this worker's; see Settlement."""
         ...
 
-    def expire(self, verdict: Verdict) -> float | None:
+    def expire(self, verdict: Verdict, before_s: float = EXPIRE_BEFORE_S) -> float | None:
         """Give frames whose deadline is about to pass this fail-safe verdict, whoever holds them or nobody.
 
+        `before_s`: what a frame nobody has taken would still need; one that has less left is not worth taking.
         Any client may, as often as it likes. Returns the seconds to the next deadline; None: no frame has one.
         """
         ...

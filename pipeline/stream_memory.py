@@ -20,6 +20,7 @@ from pipeline.stream import (
     TOO_LARGE,
     Audit,
     Delivery,
+    KeptVerdicts,
     Limits,
     Log,
     Policy,
@@ -97,6 +98,7 @@ class MemoryStream:
     ) -> None:
         self.line, self.worker, self._wall = line, worker, wall
         self._shared, self._limits, self._clock, self.forgets_s = shared, limits, clock, forgets_s
+        self._kept = KeptVerdicts(limits)
         self._last_chance: set[str] = set()  # tokens in hand on their last delivery
 
     def offer(self, frames: Sequence[Frame], policy: Policy = "wait") -> int:
@@ -156,7 +158,7 @@ class MemoryStream:
     def _append(self, log: Log, header: bytes, body: bytes) -> None:
         rows = self._shared.logs[log]
         rows.append((next(self._shared.numbers), header, body))
-        del rows[: -self._limits.keep_verdicts]
+        del rows[: -self._kept.count(len(header) + len(body))]
 
     def take(self, n: int, wait_s: float = 0.0) -> list[Delivery]:
         with self._shared.changed:
@@ -182,11 +184,17 @@ class MemoryStream:
             for entry in orphans:
                 if entry.deliveries >= self._limits.max_deliveries:
                     self._shared.remove(entry)
-                    self._shared.dead.append(entry)
+                    self._keep_aside(entry)
                     body = uninspected("poison", POISON)
                     self._publish(entry.source, entry.header, body, "UNINSPECTED", "poison")
             left = [entry for entry in orphans if entry.token in self._shared.entries]
             return [self._deliver(entry) for entry in self._handed_out(left)[:n]]
+
+    def _keep_aside(self, entry: _Entry) -> None:
+        most, dead = self._limits.keep_dead_bytes, self._shared.dead
+        dead.append(entry if entry.size <= most else replace(entry, pixels=b""))
+        while len(dead) > 1 and sum(each.size for each in dead) > most:
+            del dead[0]
 
     def _handed_out(self, orphans: list[_Entry]) -> list[_Entry]:
         chosen = []
@@ -233,14 +241,14 @@ class MemoryStream:
         self._shared.changed.notify_all()
         return Settlement.AMENDED
 
-    def expire(self, verdict: Verdict) -> float | None:
+    def expire(self, verdict: Verdict, before_s: float = EXPIRE_BEFORE_S) -> float | None:
         with self._shared.changed:
             now = self._wall()
             body = replace(verdict, settled_ns=now).body()
             dated = [entry for entry in self._shared.entries.values() if entry.deadline_ns]
             for entry in dated:
-                before_s = EXPIRE_HELD_BEFORE_S if entry.deliveries else EXPIRE_BEFORE_S
-                if entry.deadline_ns <= now + 1e9 * before_s:
+                spare_s = EXPIRE_HELD_BEFORE_S if entry.deliveries else before_s
+                if entry.deadline_ns <= now + 1e9 * spare_s:
                     self._shared.remove(entry)
                     self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
                     if entry.deliveries:
