@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -17,8 +19,8 @@ STOP_S = 30.0
 class Child:
     """`with Child("worker", ["-m", …]) as child:` runs Python with these arguments until the block is left."""
 
-    def __init__(self, name: str, arguments: list[str]) -> None:
-        self.name, self._arguments = name, arguments
+    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
+        self.name, self._arguments, self._environment = name, arguments, environment or {}
 
     def __enter__(self) -> Child:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
@@ -27,6 +29,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env={**os.environ, **self._environment},
             text=True,
         )
         return self

@@ -22,7 +22,7 @@ import numpy as np
 from bench.usage import usage_of
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, frame_id
-from pipeline.producer import paced, produce
+from pipeline.producer import Paced, produce
 from pipeline.sources import SourceOptions, open_source
 from pipeline.sources.panel import PanelSimulator
 from pipeline.sources.stamp import Stamp
@@ -99,7 +99,7 @@ def scheduled(
     """The load's frames in its rhythm, from now on."""
     if load.rate:
         count = load.frames or max(1, round(load.rate * load.seconds))
-        return paced(itertools.islice(frames, count), load.rate, stop, clock)
+        return Paced(itertools.islice(frames, count), load.rate, stop, clock)
     if load.frames:
         return itertools.islice(iter(frames), load.frames)
     end = time.monotonic() + load.seconds
@@ -119,7 +119,7 @@ def main() -> None:
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     before = usage_of(os.getpid())
     frames = again_and_again(rendered, load.source, f"{time.time_ns()}")
-    offered = produce(scheduled(frames, load, stop), stream, gather=1 if load.rate else GATHER, stop=stop)
+    offered = produce(scheduled(frames, load, stop), stream, gather=GATHER, stop=stop)
     after = usage_of(os.getpid())
     stream.close()
     _say(json.dumps({"offered": offered.frames, "cpu_s": after.cpu_s - before.cpu_s, "rss_peak": after.rss_peak}))

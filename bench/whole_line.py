@@ -49,7 +49,7 @@ class Line:
         with ExitStack() as stack:
             stack.callback(self._stream.close)
             self._stream.audit()  # a Redis that is not there is told before anything is started
-            self._worker = stack.enter_context(Child("worker", self._worker_arguments()))
+            self._worker = stack.enter_context(Child("worker", self._worker_arguments(), {"AOI_URL": self._site.url}))
             self._wait_for_worker()
             self._open = stack.pop_all()
         return self
@@ -63,7 +63,7 @@ class Line:
 
     def _worker_arguments(self) -> list[str]:
         site, b = self._site, self._site.batching
-        work = ["-m", "pipeline.cli", "work", "--recipe", site.recipe, "--url", site.url, "--line", self.name]
+        work = ["-m", "pipeline.cli", "work", "--recipe", site.recipe, "--line", self.name]  # not the URL: ps shows it
         device = ["--device", b.device] if b.device else []
         engine = ["--engine", b.engine, *device, "--threads", str(b.threads), "--max-batch", str(self._max_batch)]
         return [*work, "--name", "measured", *engine]

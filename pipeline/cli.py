@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,19 +30,25 @@ from pipeline import demo as demo_
 from pipeline import doctor as doctor_
 from pipeline import tables
 from pipeline.broker import Broker, default_folder
+from pipeline.deadlines import fail_safe, kept_deadlines
 from pipeline.errors import AoiError, Exit
 from pipeline.inspector import Inspector, open_engines
 from pipeline.messages import JUDGEMENTS, PIXEL_FORMATS, Judgement, PixelFormat
-from pipeline.options import as_json, budget, connection, option, simulator_options
+from pipeline.metrics import ProducerMetrics, WorkerMetrics, producer_trouble, worker_facts, worker_trouble
+from pipeline.metrics_ledger import LedgerMetrics
+from pipeline.metrics_server import MetricsServer
+from pipeline.options import as_json, budget, connection, metrics_option, option, simulator_options
 from pipeline.overlay import OverlayFolder
-from pipeline.producer import Offered, paced, produce
+from pipeline.producer import Offered, Paced, produce
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.results import follow, kept
+from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources import SourceOptions, default_name, kind_of, open_source
 from pipeline.sources.directory import list_images, read_names
 from pipeline.sources.panel import PanelSimulator, render_folder
 from pipeline.sources.stamp import Stamp, new_session
-from pipeline.stream import POLICIES, Audit, Limits, Policy, Stream, list_lines, open_stream
+from pipeline.stream import POLICIES, Audit, Limits, Log, Policy, Stream, list_lines, open_stream
+from pipeline.supervisor import Supervisor
 from pipeline.worker import Worker
 
 log = logging.getLogger("aoi")
@@ -60,11 +68,14 @@ def bench_main() -> None:
 def _guarded(command: click.Command, name: str, environment: str) -> int:
     """Run a command; whatever goes wrong becomes one line and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave in order: what was started is stopped
+    if logging.lastResort:
+        logging.lastResort.setFormatter(PlainFormatter())
     try:
         code = command.main(prog_name=name, standalone_mode=False, auto_envvar_prefix=environment)
         return int(code or 0)
     except click.ClickException as error:
-        error.show()
+        error.show(said := io.StringIO())  # it quotes what was typed, an address in the wrong place too
+        click.echo(redacted(said.getvalue()), err=True, nl=False)
         return int(Exit.USAGE)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -84,7 +95,7 @@ def _guarded(command: click.Command, name: str, environment: str) -> int:
 
 
 def _told(error: object, code: Exit) -> int:
-    click.echo(f"Error: {error}", err=True)
+    click.echo(f"Error: {safe(error)}", err=True)
     return int(code)
 
 
@@ -122,6 +133,34 @@ def _on_signal(act: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, handle)
 
 
+def _exporter(stack: ExitStack, address: tuple[str, int] | None) -> MetricsServer | None:
+    """Where `--metrics` wants this process to be found, until the end."""
+    if not address:
+        return None
+    try:
+        server = stack.enter_context(MetricsServer(*address))
+    except OSError as error:
+        where = f"--metrics {address[0]}:{address[1]}"
+        raise click.UsageError(f"{where}: {error.strerror}; name another port, or 0 for any free one") from error
+    click.echo(f"metrics at {server.url}", err=True)
+    return server
+
+
+def _expose(
+    stack: ExitStack,
+    server: MetricsServer,
+    ledger: Stream,
+    limits: Limits,
+    own: WorkerMetrics | ProducerMetrics,
+    trouble: Callable[[], str],
+) -> None:
+    """Say the ledger, by a client of its own, and what this process says of itself."""
+    stack.callback(ledger.close)
+    server.registry.register(LedgerMetrics(ledger.line, ledger.audit, limits))
+    server.registry.register(own)
+    server.trouble = trouble
+
+
 # ------------------------------------------------------------------ commands
 
 
@@ -138,7 +177,9 @@ def aoi(verbose: int) -> None:
     aoi results --follow                      … and read the verdicts
     """
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @aoi.command()
@@ -200,7 +241,7 @@ def demo(
 
 
 @aoi.command("produce")
-@click.argument("source")
+@click.argument("source", envvar="AOI_PRODUCE_FROM")
 @connection
 @budget
 @option(
@@ -217,6 +258,8 @@ def demo(
     "--policy", type=click.Choice(POLICIES), help="When the stream is full [default: wait; shed-oldest for a camera]."
 )
 @option("--rate", type=click.FloatRange(0.001), help="Frames per second [default: as fast as they come].")
+@option("--recipe", envvar="AOI_RECIPE", default="", help="Write this recipe's deadline_ms on every frame.")
+@option("--deadline-ms", type=click.FloatRange(0), help="From trigger to verdict, instead of the recipe's; 0: none.")
 @option("--watch", is_flag=True, help="Folder: go on with files as they are added.")
 @option("--pattern", default="", help="Folder: take only files whose name matches.")
 @option(
@@ -235,6 +278,7 @@ def demo(
 )
 @option("--frames", type=click.IntRange(0), default=0, help="Simulator: how many; 0: without end.")
 @simulator_options
+@metrics_option
 def produce_(
     source: str,
     line: str,
@@ -246,15 +290,20 @@ def produce_(
     lot: str,
     policy: str | None,
     rate: float | None,
+    recipe: str,
+    deadline_ms: float | None,
     watch: bool,
     pattern: str,
     names: Path | None,
     form: str | None,
     frames: int,
     simulator: PanelSimulator,
+    metrics: tuple[str, int] | None,
     limits: Limits,
 ) -> int:
     """Offer the frames of SOURCE: a folder, a video file, camera:INDEX, a stream URL, or panel: (simulated).
+
+    AOI_PRODUCE_FROM names SOURCE where a command line is the wrong place for a camera's password.
 
     \b
     aoi produce ./images --lot 4711
@@ -267,14 +316,28 @@ def produce_(
     facts = {key: value for key, value in {"station": station, "lot": lot}.items() if value}
     listed = read_names(names) if names else ()
     options = SourceOptions(pattern, listed, watch, cast("PixelFormat | None", form), frames, simulator, stop)
-    stamp = Stamp(name or default_name(source), _session(session, source, options), facts=facts)
+    chosen = load_recipe(recipe) if recipe else None
+    if deadline_ms is None:
+        deadline_ms = chosen.batching.deadline_ms if chosen else 0.0
+    judgement = cast(Judgement, chosen.judge.fail_safe if chosen else "REVIEW")
+    nobody_could = fail_safe(judgement, chosen.label if chosen else "")
+    session = _session(session, source, options)
+    stamp = Stamp(name or default_name(source), session, int(deadline_ms * 1e6), facts)
     images = open_source(source, stamp, options)
-    in_own_time = watch or rate is not None or kind_of(source) == "camera"
+    in_own_time = watch or kind_of(source) == "camera"
     default: Policy = "shed-oldest" if kind_of(source) == "camera" else "wait"
-    with opened(url, broker_dir, line, limits=limits) as stream:
-        frames_ = paced(images, rate, stop) if rate else images
+    offered = Offered()
+    with ExitStack() as stack:
+        server = _exporter(stack, metrics)
+        where = stack.enter_context(broker_url(url, broker_dir))
+        stream = stack.enter_context(opened(where, None, line, limits=limits))
+        if server:
+            own, ledger = ProducerMetrics(line, stamp.source, offered), open_stream(where, line, limits=limits)
+            _expose(stack, server, ledger, limits, own, partial(producer_trouble, offered))
+        frames_ = Paced(images, rate, stop) if rate else images
         gather = 1 if in_own_time else GATHER[kind_of(source)]
-        offered = produce(frames_, stream, cast("Policy | None", policy) or default, gather, stop)
+        stack.enter_context(kept_deadlines(stream, nobody_could, deadline_ms / 1e3))
+        produce(frames_, stream, cast("Policy | None", policy) or default, gather, stop, offered=offered)
     _tell_offered(offered, line, stamp, getattr(images, "left_out", 0))
     return int(Exit.INTERRUPTED if stop.is_set() and not watch else Exit.OK)
 
@@ -328,6 +391,7 @@ def _tell_offered(offered: Offered, line: str, stamp: Stamp, left_out: int) -> N
 @option(
     "--grace-s", type=click.FloatRange(0), default=30.0, help="After a stop: how long to wait for a Redis that is away."
 )
+@metrics_option
 def work(
     recipe: str,
     line: str,
@@ -342,6 +406,7 @@ def work(
     overlay_of: tuple[str, ...],
     overlay_limit: int,
     grace_s: float,
+    metrics: tuple[str, int] | None,
     limits: Limits,
 ) -> int:
     """Inspect the frames of a line until told to stop; SIGTERM finishes and settles what it holds.
@@ -354,14 +419,28 @@ def work(
     chosen = _changed(load_recipe(recipe), {key: value for key, value in changes.items() if value is not None})
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     with ExitStack() as stack:
+        server = _exporter(stack, metrics)
         keeper = None
         if overlays and overlay_limit:
             keeper = OverlayFolder(overlays, cast("tuple[Judgement, ...]", overlay_of), overlay_limit)
             stack.callback(keeper.close)
         engines = stack.enter_context(open_engines(chosen))
         consumer = f"{name}~{new_session()}"  # its own in each life: what the last one left is a dead worker's
-        stream = stack.enter_context(opened(url, broker_dir, line, consumer, limits))
-        worker = Worker(stream, lambda wake: Inspector(chosen, engines, wake), name, keeper, grace_s)
+        where = stack.enter_context(broker_url(url, broker_dir))
+        stream = stack.enter_context(opened(where, None, line, consumer, limits))
+        seen = WorkerMetrics(line, worker_facts(name, chosen, engines, doctor_.installed_version()))
+        worker = Worker(
+            stream,
+            lambda wake: Inspector(chosen, engines, wake),
+            name,
+            keeper,
+            grace_s,
+            supervisor=Supervisor.from_environment(),
+            observer=seen if server else None,
+        )
+        if server:
+            ledger = open_stream(where, line, limits=limits)
+            _expose(stack, server, ledger, limits, seen, partial(worker_trouble, worker))
         _on_signal(worker.stop)
         counts = worker.run()
     click.echo(f"{counts.settled} frames settled by {name}, {counts.late} verdicts came late", err=True)
@@ -376,6 +455,7 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 @connection
 @option("-f", "--follow", "follows", is_flag=True, help="Go on with each new verdict until interrupted.")
 @option("--new", "only_new", is_flag=True, help="With --follow: leave out what was settled before.")
+@option("--amendments", is_flag=True, help="Instead: real answers that came after a fail-safe verdict.")
 @option("--judgement", type=click.Choice(JUDGEMENTS), multiple=True, help="Only these.")
 @option("--limit", type=click.IntRange(1), help="Stop after so many.")
 @option("--masks/--no-masks", default=True, help="Run-length masks in Kaggle's text form.")
@@ -385,6 +465,7 @@ def results(
     broker_dir: Path | None,
     follows: bool,
     only_new: bool,
+    amendments: bool,
     judgement: tuple[str, ...],
     limit: int | None,
     masks: bool,
@@ -398,7 +479,9 @@ def results(
     stop = threading.Event()
     _on_signal(stop.set)
     with opened(url, broker_dir, line) as stream:
-        verdicts = follow(stream, stream.newest() if only_new else "0", stop) if follows else kept(stream)
+        log: Log = "amendments" if amendments else "verdicts"
+        after = stream.newest(log) if only_new else "0"
+        verdicts = follow(stream, after, stop, log) if follows else kept(stream, log)
         wanted = (v for v in verdicts if not judgement or v.judgement in judgement)
         for number, verdict in enumerate(wanted, 1):
             facts = verdict.as_json()

@@ -195,7 +195,7 @@ def _commands(job: Job, url: str, line: str, limits: Limits) -> dict[str, list[s
         source += ["--defect-rate", str(s.defect_rate), "--contrast", str(s.contrast), "--noise", str(s.noise)]
     return {
         "worker": ["work", *common, "--recipe", job.recipe, *overlays],
-        "producer": ["produce", *source, *common, *session],
+        "producer": ["produce", *source, *common, *session, "--recipe", job.recipe],
     }
 
 

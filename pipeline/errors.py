@@ -9,6 +9,7 @@
      ├─ BrokerError     our own Redis    no server binary, does not start, folder not writable
      ├─ DiskError       → files          no space or no right to write results
      ├─ LedgerError     the promise      offered is not settled + outstanding
+     ├─ MissedError     bench            a run did not reach its target
      └─ ReportError     bench            a file that is no report, or reports with nothing in common
          ├─ TooShortError   …            a run from which no rate can be computed
          └─ MismatchError   …            reports of different machines
@@ -36,6 +37,7 @@ class Exit(IntEnum):
     LEDGER = 8
     UNREADY = 9
     MISMATCH = 10
+    MISSED = 11
     INTERRUPTED = 130
 
 
@@ -87,6 +89,12 @@ class LedgerError(AoiError):
     """The conservation identity does not hold: a frame was lost or counted twice."""
 
     exit_code = Exit.LEDGER
+
+
+class MissedError(AoiError):
+    """A run that lost nothing did not reach its target: too slow, ended by itself, or growing."""
+
+    exit_code = Exit.MISSED
 
 
 class ReportError(AoiError):

@@ -31,7 +31,9 @@ def connection(command: Command) -> Command:
             "--url",
             envvar="AOI_URL",
             default="",
-            help="redis://, rediss:// or unix:// URL; without one a Redis of our own is started.",
+            help="redis://, rediss:// or unix:// URL, redis+cluster:// or redis+sentinel:// with several hosts; "
+            "without one a Redis of our own is started. "
+            "With a password give it as AOI_URL: other users see a process's arguments, not its environment.",
         ),
         option(
             "--broker-dir",
@@ -87,6 +89,25 @@ def budget(command: Command) -> Command:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+
+def _address(context: click.Context, option: click.Parameter, value: str) -> tuple[str, int] | None:
+    host, _, port = value.rpartition(":")
+    try:
+        if value and not 0 <= int(port) <= 65535:
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: give [HOST:]PORT, such as 9108 or 0.0.0.0:9108") from None
+    return (host.strip("[]") or "127.0.0.1", int(port)) if value else None
+
+
+metrics_option = option(
+    "--metrics",
+    default="",
+    callback=_address,
+    metavar="[HOST:]PORT",
+    help="Serve /metrics for Prometheus, and /healthz, on 127.0.0.1 or HOST; port 0: any free one.",
+)
 
 
 def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import AoiError, StreamDown
 from pipeline.messages import Frame
@@ -25,12 +25,43 @@ FULL_PAUSE_S = (0.002, 0.02)
 
 @dataclass
 class Offered:
-    """What a producer has done."""
+    """What a producer has done, and what it waits for; written by `produce`, read by anybody."""
 
     frames: int = 0
     bytes: int = 0
     faulty: int = 0  # could not be read at the source; they have their verdict
     full_waits: int = 0  # times the stream was full
+    outages: int = 0  # times the stream went away
+    away_since: float = field(default=0.0, compare=False)  # monotonic, s; 0 while the stream answers
+    away_before_s: float = field(default=0.0, compare=False)  # in the outages that are over
+    in_hand_ns: int = field(default=0, compare=False)  # when the oldest frame in hand was due; 0: none is
+    last_lag_s: float = field(default=0.0, compare=False)  # how old the last batch was when it had been offered
+
+    def away_s(self, now: float) -> float:
+        """How long the stream has been away in all. `now`: monotonic, in seconds."""
+        since = self.away_since
+        return self.away_before_s + (now - since if since else 0.0)
+
+    def lag_s(self, now: int) -> float:
+        """How old the frame in hand is, or the last one was when it was offered. `now`: ns since 1970."""
+        in_hand = self.in_hand_ns
+        return max(0, now - in_hand) / 1e9 if in_hand else self.last_lag_s
+
+    def went(self) -> None:
+        self.outages += not self.away_since
+        self.away_since = self.away_since or time.monotonic()
+
+    def came_back(self) -> None:
+        self.away_before_s, self.away_since = self.away_s(time.monotonic()), 0.0
+
+    def took_in_hand(self, batch: list[Frame]) -> None:
+        self.in_hand_ns = batch[0].triggered_ns
+
+    def dealt_with(self, batch: list[Frame]) -> None:
+        self.last_lag_s, self.in_hand_ns = self.lag_s(time.time_ns()) if self.in_hand_ns else 0.0, 0
+        self.frames += len(batch)
+        self.bytes += sum(frame.payload_bytes for frame in batch)
+        self.faulty += sum(bool(frame.fault) for frame in batch)
 
 
 def produce(
@@ -40,18 +71,20 @@ def produce(
     gather: int = 1,
     stop: threading.Event | None = None,
     seen: Callable[[Offered], None] = lambda offered: None,
+    offered: Offered | None = None,
 ) -> Offered:
     """Offer every frame of the source; returns when it ends or `stop` is set (all taken from it is offered).
 
-    `gather` frames, or GATHER_BYTES, are offered in one round trip: 1 for a source that comes in its own time.
+    `gather` frames, or GATHER_BYTES, are offered in one round trip: 1 for a source that comes in its own time;
+    of a Paced one, only those that are due already: no frame waits for company.
+    `offered` is what it counts in, for who wants to look on.
     """
-    stop, offered = stop or threading.Event(), Offered()
+    stop, offered = stop or threading.Event(), offered or Offered()
     for batch in _gathered(frames, gather, stop):
+        offered.took_in_hand(batch)
         if not _offer(batch, stream, policy, stop, offered):
             break
-        offered.frames += len(batch)
-        offered.bytes += sum(frame.payload_bytes for frame in batch)
-        offered.faulty += sum(bool(frame.fault) for frame in batch)
+        offered.dealt_with(batch)
         seen(offered)
     return offered
 
@@ -61,7 +94,7 @@ def _gathered(frames: Iterable[Frame], gather: int, stop: threading.Event) -> It
     batch: list[Frame] = []
     size = 0
     failure: AoiError | None = None
-    source = iter(frames)
+    source, company = iter(frames), frames.is_due if isinstance(frames, Paced) else lambda: True
     while not stop.is_set():
         try:
             frame = next(source)
@@ -72,7 +105,7 @@ def _gathered(frames: Iterable[Frame], gather: int, stop: threading.Event) -> It
             break
         batch.append(frame)
         size += frame.payload_bytes
-        if len(batch) >= gather or size >= GATHER_BYTES:
+        if len(batch) >= gather or size >= GATHER_BYTES or not company():
             yield batch
             batch, size = [], 0
     if batch:
@@ -90,9 +123,11 @@ def _offer(batch: list[Frame], stream: Stream, policy: Policy, stop: threading.E
             dealt = stream.offer(left[:1] if full else left, policy)  # while full one frame is asked with, not all
         except StreamDown as error:
             dealt = 0
+            offered.went()
             patience.wait(error, f"{len(left)} frames are kept", stop)
         else:
             patience.back()
+            offered.came_back()
             full = not dealt
             offered.full_waits += full
             pause = min(2 * pause, FULL_PAUSE_S[1]) if full else FULL_PAUSE_S[0]
@@ -106,20 +141,35 @@ def _offer(batch: list[Frame], stream: Stream, policy: Policy, stop: threading.E
     return True
 
 
-def paced(
-    frames: Iterable[Frame],
-    per_second: float,
-    stop: threading.Event | None = None,
-    clock: Callable[[], int] = time.time_ns,
-) -> Iterator[Frame]:
+class Paced:
     """Frames at a fixed rate, timed by the schedule and not by when they were late: a stall is not hidden."""
-    stop = stop or threading.Event()
-    start = clock()
-    for number, frame in enumerate(frames):
-        due = start + int(number * 1e9 / per_second)
-        while (early := due - clock()) > 0 and not stop.wait(early / 1e9):
+
+    def __init__(
+        self,
+        frames: Iterable[Frame],
+        per_second: float,
+        stop: threading.Event | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._frames, self._rate, self._clock = enumerate(frames), per_second, clock
+        self._stop = stop or threading.Event()
+        self._start = self._next = 0  # the first frame starts the schedule
+
+    def is_due(self) -> bool:
+        """Would the next frame come without waiting?"""
+        return self._next <= self._clock()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        number, frame = next(self._frames)
+        self._start = self._start or self._clock()
+        due = self._start + int(number * 1e9 / self._rate)
+        while (early := due - self._clock()) > 0 and not self._stop.wait(early / 1e9):
             pass
-        if stop.is_set():
-            return
+        if self._stop.is_set():
+            raise StopIteration
+        self._next = self._start + int((number + 1) * 1e9 / self._rate)
         budget = frame.deadline_ns - frame.triggered_ns if frame.deadline_ns else 0
-        yield replace(frame, triggered_ns=due, deadline_ns=due + budget if budget else 0)
+        return replace(frame, triggered_ns=due, deadline_ns=due + budget if budget else 0)

@@ -17,6 +17,7 @@ from pipeline.messages import JUDGEMENTS
 from pipeline.recipe import Recipe
 from pipeline.results import percentiles
 from pipeline.scoring import Score
+from pipeline.shown import printable, safe
 from pipeline.stream import Audit
 
 INK = {"OK": "green", "NG": "red", "REVIEW": "yellow", "UNINSPECTED": "magenta"}
@@ -45,7 +46,7 @@ def show_outcome(console: Console, outcome: Outcome, recipe: Recipe) -> None:
     for name in JUDGEMENTS:
         head.append(f"{name} {audit.judged[name]}   ", INK[name])
     for reason, count in summary.reasons.items():
-        head.append(f"\n  {reason}: {count}")
+        head.append(f"\n  {printable(reason)}: {count}")
     if outcome.left_out:
         head.append(
             f"\n{outcome.left_out} .png masks beside images of the same name were taken as truth, not inspected"
@@ -70,7 +71,7 @@ def show_score(console: Console, score: Score) -> None:
     table = _table("class", "frames", "judged NG", "precision", "recall", "Dice", title="against the truth")
     for name, row in score.by_class().items():
         shares = [share(row[key]) for key in ("found", "precision", "recall")]
-        table.add_row(name, str(row["frames"]), *shares, _number(row["dice"]))
+        table.add_row(_plain(name), str(row["frames"]), *shares, _number(row["dice"]))
     defective, good = score.defective.total(), score.good.total()
     all_of_them = [share(score.recall), share(score.precision), share(score.recall), _number(score.dice())]
     table.add_row("any defect", str(defective), *all_of_them, style="bold")
@@ -99,9 +100,11 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "settled": audit.settled,
         "outstanding": audit.outstanding,
         "outstanding_bytes": audit.outstanding_bytes,
+        "unoffered": audit.unoffered,
         "holds": audit.holds,
         "judgements": audit.judged,
         "reasons": dict(audit.reasons),
+        "amended": dict(audit.amended),
         "gaps": [list(gap) for gap in audit.gaps],
         "dead": audit.dead,
         "workers": list(audit.workers),
@@ -124,7 +127,26 @@ def show_status(console: Console, audits: Mapping[str, Audit]) -> None:
         facts = [waiting, f"{len(audit.workers)} workers", f"{len(audit.gaps)} gaps", f"{audit.dead} kept as poison"]
         console.print("   " + ", ".join(facts), highlight=False)
         for reason, count in sorted(audit.reasons.items()):
-            console.print(f"   {reason}: {count}", highlight=False, style="dim")
+            console.print(_plain(f"   {reason}: {count}"), style="dim")
+        if audit.amended:
+            console.print(_plain(f"   {_amended(audit)}"), style="dim")
+        if audit.unoffered:
+            console.print(f"   {_unoffered(name, audit)}", highlight=False, style="bold red", soft_wrap=True)
+
+
+def _plain(text: str) -> Text:
+    """A text of somebody else's: neither control characters nor rich's markup act in it."""
+    return Text(printable(text))
+
+
+def _unoffered(line: str, audit: Audit) -> str:
+    where = f"aoi:{{{line}}}:frames"
+    return f"{audit.unoffered} more than were offered: something else than `aoi produce` writes to {where}"
+
+
+def _amended(audit: Audit) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in audit.amended.items())
+    return f"amended after a fail-safe verdict, beside the counts above: {counts}"
 
 
 def _balance(audit: Audit) -> Text:
@@ -142,10 +164,14 @@ def show_audit(console: Console, line: str, audit: Audit) -> None:
         missing = sum(last - first + 1 for _, first, last in gaps)
         judged = [str(source.judged.get(judgement, 0)) for judgement in JUDGEMENTS]
         rest = [source.offered - source.settled, len(gaps), missing]
-        table.add_row(name, str(source.offered), *judged, *map(str, rest))
+        table.add_row(_plain(name or "(none)"), str(source.offered), *judged, *map(str, rest))
     console.print(table)
+    if audit.unoffered:
+        console.print(_unoffered(line, audit), highlight=False, style="bold red", soft_wrap=True)
+    if audit.amended:
+        console.print(_plain(_amended(audit)), soft_wrap=True)
     for session, first, last in audit.gaps[-20:]:
-        console.print(f"never offered: {session} {first}…{last}", highlight=False, soft_wrap=True)
+        console.print(_plain(f"never offered: {session} {first}…{last}"), soft_wrap=True)
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -154,5 +180,5 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         sign, style = ("✓", "green") if finding.ok else ("✗", "red") if finding.needed else ("–", "yellow")
         mend = "" if finding.ok or not finding.mend else f"\n→ {finding.mend}"
-        table.add_row(Text(sign, style), finding.topic, Text(finding.what + mend))
+        table.add_row(Text(sign, style), finding.topic, Text(safe(finding.what) + mend))
     console.print(table)
