@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets itself up; nothing is installed outside this folder.
+# Two commands: `make demo` and `make test`; for long runs `make chaos` and `make soak`. Each sets itself up; nothing is installed outside this folder.
 
 # the first Python from 3.10 to 3.12; override with PYTHON=…
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
@@ -8,14 +8,25 @@ IMAGES ?=
 RECIPE ?= panel
 LIST ?=
 ARGS ?=
+FRAMES ?= 1000000
+FAULTS ?= 1000
+SEED ?= 0
+OUT ?= bench/results
 
-.PHONY: demo test clean
+.PHONY: demo test chaos soak clean
 
 demo: .venv/.ready  ## the whole line once: make demo [IMAGES=folder] [RECIPE=name or file] [LIST=file] [ARGS='--frames 1000']
 	@.venv/bin/aoi demo --recipe '$(RECIPE)' $(if $(IMAGES),--images '$(IMAGES)') $(if $(LIST),--list '$(LIST)') $(ARGS)
 
 test: .venv-test/.ready  ## everything that is checked: make test [ARGS='-k stream']
 	@.venv-test/bin/python -m pytest $(ARGS)
+
+chaos: .venv/.ready  ## break a line for about half an hour: make chaos [FRAMES=1000000] [FAULTS=1000] [SEED=0] [MINUTES=60]
+	@.venv/bin/bench chaos --frames $(FRAMES) --faults $(FAULTS) --seed $(SEED) --minutes $(or $(MINUTES),60) \
+		--json '$(OUT)/chaos-$(FRAMES)-$(FAULTS)-$(SEED).json' $(ARGS)
+
+soak: .venv/.ready  ## does memory grow, does work slow down: make soak [MINUTES=60] [ARGS='--load 90']
+	@.venv/bin/bench soak --minutes $(or $(MINUTES),60) --out '$(OUT)' --recipe '$(RECIPE)' $(ARGS)
 
 .venv/.ready: setup.cfg pyproject.toml
 	@$(MAKE) --no-print-directory _venv INTO=.venv EXTRAS=cpu,embedded,plots

@@ -1,4 +1,4 @@
-"""`bench single`, `bench batch` and `bench compare`: parse → build a plan → measure → show, keep and draw."""
+"""`bench single`, `batch` and `compare`: parse → build a plan → measure → show, keep and draw; the rest joins in."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from bench import compare as compare_
 from bench import report as report_
+from bench.endurance.commands import chaos, soak
 from bench.load import Pictures
 from bench.measure import Plan, Tell, doubling, measure
 from bench.table import WIDTH, show_comparison, show_report
@@ -187,3 +188,7 @@ def _draw(report: report_.Report, path: Path, console: Console) -> None:
         return
     plot.draw(report, path)
     console.print(f"plot: {path}", soft_wrap=True)
+
+
+bench.add_command(chaos)
+bench.add_command(soak)

@@ -32,10 +32,11 @@ from pipeline.errors import BrokerError
 from pipeline.redis_binary import find_newer, find_server
 
 MULTI_PART_AOF = (7, 0)  # from here on the data lies in appendonlydir/, which older servers silently ignore
+# Synced before it is answered: with `everysec` Redis answers what a kill or a full disk may still undo.
 # Frames pass through and are deleted: at the default 64mb a busy line would rewrite every few seconds.
 OPTIONS = (
     "port 0, unixsocketperm 700, daemonize no, timeout 0, loglevel notice, maxmemory-policy noeviction, "
-    "appendfsync everysec, aof-load-truncated yes, auto-aof-rewrite-min-size 256mb"
+    "appendfsync always, aof-load-truncated yes, auto-aof-rewrite-min-size 256mb"
 )
 SOCKET = "redis.sock"
 LONGEST_SOCKET = 100  # bytes; the kernel's limit is 107

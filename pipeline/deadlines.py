@@ -49,6 +49,11 @@ class DeadlineKeeper:
                 self._budget_s = budget_s or OFTEN_S[0]
                 self._seen.set()
 
+    @property
+    def budget_s(self) -> float:
+        """The shortest time from trigger to deadline; 0: no frame had one."""
+        return self._budget_s
+
     def stop(self) -> None:
         self._stop.set()
         self._seen.set()
@@ -59,12 +64,12 @@ class DeadlineKeeper:
         while not self._stop.is_set():
             try:
                 before_s = before(self._need_s(), self._budget_s)
-                left_s = self._stream.expire(self._verdict, before_s)
+                due_s = self._stream.expire(self._verdict, before_s)
                 patience.back()
             except StreamDown as error:
                 patience.wait(error, "no fail-safe verdicts meanwhile", self._stop)
                 continue
-            self._seen.wait(pause_s(left_s, self._budget_s, before_s))
+            self._seen.wait(pause_s(due_s, self._budget_s))
             if not self._stop.is_set():
                 self._seen.clear()
 
@@ -96,10 +101,10 @@ def before(need_s: float, budget_s: float) -> float:
     return min(max(need_s, EXPIRE_BEFORE_S), max(budget_s / 2, EXPIRE_BEFORE_S))
 
 
-def pause_s(left_s: float | None, budget_s: float, before_s: float = EXPIRE_BEFORE_S) -> float:
-    """Until the next look: in time for the next known deadline, and for a frame offered right after this look."""
-    if left_s is None and not budget_s:
+def pause_s(due_s: float | None, budget_s: float) -> float:
+    """Until the next look: when the next known frame is due, and in time for one offered right after this look."""
+    if due_s is None and not budget_s:
         return IDLE_S
     shortest, longest = OFTEN_S
     regular = min(max(budget_s / 4, shortest), longest) if budget_s else shortest
-    return regular if left_s is None else max(shortest / 2, min(regular, left_s - before_s))
+    return regular if due_s is None else max(shortest, min(regular, due_s))

@@ -1,5 +1,5 @@
 -- expire: give frames whose deadline comes their fail-safe verdict, whoever holds them or nobody. Atomic.
--- Returns {how many, µs from now to the next deadline; -1: no frame has one}. The clock is the server's.
+-- Returns {how many, µs until the next frame is due here; -1: none has a deadline}. The clock is the server's.
 -- Frames go off before verdicts come in: a server out of memory takes no script that starts with an addition.
 --
 -- KEYS  1 frames  2 ledger  3 verdicts  4 deadlines  5 late   (fields: see offer.lua and settle.lua)
@@ -37,6 +37,11 @@ local function publish(token, row, held)
   expired = expired + 1
 end
 
+local next_due
+local function due_in(us)
+  if not next_due or us < next_due then next_due = us end
+end
+
 local near = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', digits(now + before), 'WITHSCORES')
 for i = 1, #near, 2 do
   local token, deadline = near[i], tonumber(near[i + 1])
@@ -45,7 +50,10 @@ for i = 1, #near, 2 do
     local entry = redis.call('XRANGE', KEYS[1], token, token)[1]
     if entry then publish(token, entry[2], held) end
     redis.call('ZREM', KEYS[4], token)
+  else
+    due_in(held and math.max(0, deadline - now - before_held) or 0)
   end
 end
-local next = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
-return {expired, next[2] and math.max(0, tonumber(next[2]) - now) or -1}
+local later = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. digits(now + before), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+if later[2] then due_in(tonumber(later[2]) - now - before) end
+return {expired, next_due or -1}

@@ -113,7 +113,7 @@ class Stage:
         spec = engine.spec
         self.engine, self.wake = engine, wake
         self._base_ns: dict[int, int] = {}  # of a batch of that size on a quiet machine
-        self._load = 1.0  # how much longer batches take now
+        self._load, self._spread = 1.0, 0.0  # how much longer batches take now, and how far that varies
         self.batcher: Batcher[Tile] = Batcher(spec.max_batch, int(recipe.batching.max_wait_ms * 1e6), self.cost)
         self.alone: deque[Tile] = deque()  # of failed batches: to be run one by one
         self.running: list[_Running] = []
@@ -121,8 +121,11 @@ class Stage:
         self._buffers = [np.empty(shape, np.uint8) for _ in range(spec.in_flight)]
 
     def cost(self, size: int) -> int:
-        """Expected ns of a batch, as the last ones went; 0 if none was measured."""
-        return int(self._load * self._quiet_cost(size)) if self._base_ns else 0
+        """How many ns a batch takes at worst, as the last ones went; 0 if none was measured.
+
+        Mean and twice the mean deviation, both exponentially weighted, as TCP does it (RFC 6298, there four times).
+        """
+        return int((self._load + 2 * self._spread) * self._quiet_cost(size)) if self._base_ns else 0
 
     def _quiet_cost(self, size: int) -> float:
         return float(np.interp(size, list(self._base_ns), list(self._base_ns.values())))
@@ -209,7 +212,9 @@ class Stage:
     def _learn(self, size: int, took_ns: int) -> None:
         if not self._base_ns:
             self._base_ns[size] = max(1, took_ns)
-        self._load = 0.8 * self._load + 0.2 * took_ns / self._quiet_cost(size)
+        ratio = took_ns / self._quiet_cost(size)
+        self._spread = 0.8 * self._spread + 0.2 * abs(ratio - self._load)
+        self._load = 0.8 * self._load + 0.2 * ratio
 
 
 class Inspector:
@@ -262,8 +267,8 @@ class Inspector:
 
     @property
     def need_ns(self) -> int:
-        """How long a frame that is taken now takes to its verdict, as far as measured: a batch ahead of it, its own."""
-        return self.margin_ns + 2 * self.first.cost(self.spec.max_batch)
+        """How long a frame alone takes to its verdict from its taking on, as far as measured, through every stage."""
+        return self.margin_ns + sum(stage.cost(1) for stage in self.stages.values())
 
     def add(self, job: Job, now: int) -> None:
         """Take a frame; its verdict comes from a later `step`."""

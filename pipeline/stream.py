@@ -163,7 +163,8 @@ class Stream(Protocol):
         """Give frames whose deadline is about to pass this fail-safe verdict, whoever holds them or nobody.
 
         `before_s`: what a frame nobody has taken would still need; one that has less left is not worth taking.
-        Any client may, as often as it likes. Returns the seconds to the next deadline; None: no frame has one.
+        Any client may, as often as it likes. Returns after how many seconds the next one is due; None: no frame
+        has a deadline.
         """
         ...
 

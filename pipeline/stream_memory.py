@@ -246,15 +246,15 @@ class MemoryStream:
             now = self._wall()
             body = replace(verdict, settled_ns=now).body()
             dated = [entry for entry in self._shared.entries.values() if entry.deadline_ns]
+            due = {e.token: e.deadline_ns - 1e9 * (EXPIRE_HELD_BEFORE_S if e.deliveries else before_s) for e in dated}
             for entry in dated:
-                spare_s = EXPIRE_HELD_BEFORE_S if entry.deliveries else before_s
-                if entry.deadline_ns <= now + 1e9 * spare_s:
+                if due[entry.token] <= now:
                     self._shared.remove(entry)
                     self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
                     if entry.deliveries:
                         self._await_answer(entry)
-            left = [entry.deadline_ns - now for entry in dated if entry.token in self._shared.entries]
-            return max(0.0, min(left) / 1e9) if left else None
+            left = [due[entry.token] - now for entry in dated if entry.token in self._shared.entries]
+            return min(left) / 1e9 if left else None
 
     def audit(self) -> Audit:
         with self._shared.changed:

@@ -204,8 +204,8 @@ class RedisStream:
         args: list[Any] = [GROUP, self._limits.keep_verdicts, KEEP_LATE, *guards, EXPIRE_AT_MOST]
         args += [verdict.judgement, verdict.reason, body]
         keys = [self._frames, self._ledger, self._verdicts, self._deadlines, self._late]
-        _, left_us = self._expire(keys, args)
-        return None if left_us < 0 else left_us / 1e6
+        _, due_us = self._expire(keys, args)
+        return None if due_us < 0 else due_us / 1e6
 
     def audit(self) -> Audit:
         self._check_version()

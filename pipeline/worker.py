@@ -34,6 +34,7 @@ SIGN_EVERY_S = 1.0
 TAKE_WAIT_S = 0.5  # how long one `take` waits, and so how soon a stop is seen
 RECLAIM_EVERY_S = 1.0
 RECLAIM_AGAIN_S = 0.02  # … and while there are some: those on their last delivery come one by one
+AHEAD = 0.4  # of the time frames have, at most, for what is held before them
 FETCH_S = 0.25  # in which the next batch is taken and decoded, generously
 MAX_HELD_BYTES = 512 * 1024 * 1024
 MARGIN_NS = (4_000_000, 100_000_000)  # before a deadline: at least, at most; between, twice what settling takes
@@ -66,11 +67,20 @@ class Held:
     """What the worker has taken and not settled, in frames, bytes and tiles; and how much more it should take.
 
     A batch in the engine and one ready are enough for an engine that is slow (`batch_s`): others may be idle
-    meanwhile. A fast one gets as many more as it does while the next are fetched.
+    meanwhile. A fast one gets as many more as it does while the next are fetched. Where frames have deadlines, what
+    is held must leave them most of their time (`ahead_s`; 0: none): the rest may be judged by others, or given up
+    without having cost anything.
     """
 
-    def __init__(self, max_batch: int, in_flight: int, batch_s: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        max_batch: int,
+        in_flight: int,
+        batch_s: Callable[[], float] = lambda: 0.0,
+        ahead_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._max_batch, self._most_batches, self._batch_s = max_batch, in_flight + 2, batch_s
+        self._ahead_s = ahead_s
         self._frames: dict[str, tuple[int, int]] = {}  # token → bytes, tiles
         self._bytes = self._tiles = 0
         self._tiles_a_frame = self._most_tiles()  # not known: one frame first
@@ -102,13 +112,16 @@ class Held:
             return 0
         if len(self._frames) < 2:  # frames of more tiles than we would hold: one in work, one ready
             return max(1, self._most_tiles() // self._tiles_a_frame)
-        free = self._most_tiles() - self._tiles
-        return max(0, free // self._tiles_a_frame) if free >= self._max_batch else 0
+        most = self._most_tiles()
+        free = most - self._tiles
+        return max(0, free // self._tiles_a_frame) if free >= min(self._max_batch, most // 2) else 0
 
     def _most_tiles(self) -> int:
-        batch_s = self._batch_s()
+        batch_s, ahead_s = self._batch_s(), self._ahead_s()
         needed = 1 + math.ceil(FETCH_S / batch_s) if batch_s > 0 else self._most_batches
-        return self._max_batch * min(self._most_batches, max(2, needed))
+        most = self._max_batch * min(self._most_batches, max(2, needed))
+        in_time = int(ahead_s / batch_s * self._max_batch) if ahead_s and batch_s else most
+        return max(2, min(most, in_time))
 
 
 class Worker:
@@ -137,7 +150,12 @@ class Worker:
         self._deadlines = DeadlineKeeper(stream, nobody_could, budget_s, lambda: self.inspector.need_ns / 1e9)
         self._settling_ns = 0.0
         first = self.inspector.first
-        self._held = Held(batching.max_batch, batching.in_flight, lambda: first.cost(batching.max_batch) / 1e9)
+        self._held = Held(
+            batching.max_batch,
+            batching.in_flight,
+            lambda: first.cost(batching.max_batch) / 1e9,
+            lambda: AHEAD * self._deadlines.budget_s,
+        )
         self._keeper, self._grace_s, self._stall_s = keeper, grace_s, stall_s
         self._supervisor, self._observer = supervisor or Supervisor(), observer
         self.stepped_at = self.heard_at = time.monotonic()  # the loop went round, the stream answered

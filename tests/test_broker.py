@@ -152,7 +152,7 @@ def test_the_server_keeps_what_the_ledger_needs(folder: Path) -> None:
             "maxmemory-policy": "noeviction",
             "save": "",
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",
             "timeout": "0",
             "dir": str(folder),
         }

@@ -277,8 +277,8 @@ def test_pause_until_the_next_look() -> None:
     assert pause_s(None, 0.0) == 0.25
     assert pause_s(None, 0.2) == pytest.approx(0.05)
     assert pause_s(0.5, 0.2) == pytest.approx(0.05)
-    assert pause_s(0.03, 0.2) == pytest.approx(0.02)
-    assert pause_s(0.0, 0.2) == OFTEN_S[0] / 2
+    assert pause_s(0.02, 0.2) == pytest.approx(0.02)
+    assert pause_s(0.0, 0.2) == OFTEN_S[0]
     assert pause_s(None, 100.0) == OFTEN_S[1]
     assert pause_s(None, 0.001) == OFTEN_S[0]
 
@@ -292,14 +292,14 @@ def test_frame_nobody_took_is_given_up_when_nobody_could_make_it() -> None:
 
 
 def test_need_is_measured(opened: Callable[..., Line]) -> None:
-    """Nothing is assumed of an engine that has not run; then it is two batches and the margin."""
+    """Nothing is assumed of an engine that has not run; then it is what the stages take and the margin."""
     line = opened()
     assert line.inspector.need_ns == MARGIN_NS
     line.add(0, 0)
     line.step(0)
     line.answer("classifier")
     line.step(20)
-    assert line.inspector.need_ns == MARGIN_NS + 40 * MS
+    assert line.inspector.need_ns == MARGIN_NS + 20 * MS
 
 
 @pytest.fixture(params=["memory", "redis"])

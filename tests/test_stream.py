@@ -451,6 +451,16 @@ def test_frame_is_given_up_as_early_as_it_would_need(opened: Opener) -> None:
     assert [sequence for sequence, _, _ in reasons(stream)] == [2], "neither what is held nor what has the time"
 
 
+def test_when_to_look_again(opened: Opener) -> None:
+    """When the next frame is due: earlier for one nobody has taken, and a held one near its end is not asked for."""
+    stream = opened()
+    stream.offer([due_in(0, 30.0)])
+    assert 9 < (stream.expire(fail_safe("REVIEW"), 20.0) or 0) < 10
+    stream.take(1)
+    assert 29 < (stream.expire(fail_safe("REVIEW"), 40.0) or 0) < 30
+    assert_holds(stream)
+
+
 def test_no_frame_has_a_deadline(opened: Opener) -> None:
     """Nothing expires, before the first frame too."""
     stream = opened()
