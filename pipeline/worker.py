@@ -22,9 +22,10 @@ from typing import Protocol, cast
 from engines.base import EngineError
 from pipeline.deadlines import DeadlineKeeper, fail_safe
 from pipeline.errors import StreamDown
-from pipeline.inspector import Done, Gray8, Inspector, Job, prepare
+from pipeline.inspector import Done, Inspector, prepare
 from pipeline.messages import Judgement, Verdict
 from pipeline.patience import Patience
+from pipeline.stage import Gray8, Job
 from pipeline.stream import Delivery, Settlement, Stream
 from pipeline.supervisor import Supervisor
 
