@@ -55,6 +55,7 @@ def measuring(command: Command) -> Command:
         option("--line/--no-line", default=True, help="Measure the whole line too, not the engines alone."),
         option("--load", "loads", type=click.FloatRange(1, 200), multiple=True, help="… at so many % of capacity."),
         option("--rate", "rates", type=click.FloatRange(0.001), multiple=True, help="Open loop at so many frames/s …"),
+        option("--deadline-ms", type=click.FloatRange(0), default=0.0, help="Open loop: of every frame; 0: none."),
         option("--frames", type=click.IntRange(10), help="Frames in each run of the line [default: by --seconds]."),
         option("--seconds", type=click.FloatRange(0.1), default=10.0, help="Length of each run."),
         option("--engine", type=click.Choice(list(ENGINES)), help="Instead of the recipe's."),
@@ -71,7 +72,8 @@ def single(**options: Any) -> None:
 
     The line is driven as fast as it settles (closed loop: frames/s), then at fixed rates (open loop: latency),
     by default 50, 70 and 90 % of that. Latency counts from the moment a frame was due, so a stall is not hidden;
-    the first tenth of every run is warm-up. --rate and --load can be given several times.
+    the first tenth of every run is warm-up. --rate and --load can be given several times. With --deadline-ms it
+    is also counted how many frames were judged in time, and how many had their fail-safe verdict instead.
 
     \b
     bench single
@@ -92,6 +94,7 @@ def batch(max_batch: int, **options: Any) -> None:
     \b
     bench batch
     bench batch --max-batch 16 --rate 200 --seconds 30
+    bench batch --deadline-ms 100 --load 70 --load 150 --load 300
     """
     _measure("batch", doubling(max_batch), options)
 
@@ -157,6 +160,7 @@ def _plan(kind: str, sizes: tuple[int, ...], given: dict[str, Any]) -> Plan:
         frames=given["frames"] or 0,
         rates=given["rates"],
         loads=given["loads"] or (() if given["rates"] else USUAL_LOADS[kind]),
+        deadline_ms=given["deadline_ms"],
         line=given["line"],
         url=given["url"],
     )

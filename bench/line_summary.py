@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.percentiles import Spread, spread
-from bench.report import STAGES, Cost, LineRun
+from bench.report import IN_TIME, STAGES, Cost, LineRun
 from pipeline.errors import TooShortError
 from pipeline.messages import Verdict
+from pipeline.stream import FAIL_SAFE_REASONS
 
 WARMUP_SHARE = 0.1  # of a run's frames, the first that were settled; not counted
 Moments = npt.NDArray[np.int64]  # [n, 6] ns, columns as report.STEPS; 0: this step was never reached
@@ -25,6 +26,7 @@ class Seen:
     rows: list[tuple[int, ...]] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)
     judgements: Counter[str] = field(default_factory=Counter)
+    in_time: Counter[str] = field(default_factory=Counter)
 
     def add(self, v: Verdict) -> None:
         frame = v.frame
@@ -32,6 +34,8 @@ class Seen:
         self.rows.append(steps)
         self.batch_sizes.append(v.batch_size)
         self.judgements[v.judgement] += 1
+        if frame.deadline_ns:
+            self.in_time[_punctuality(v)] += 1
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +65,15 @@ def summarise(seen: Seen, batch: int, costs: Mapping[str, Cost], load: float = 0
         latency_ms=spread(latencies_ms(counted)) if rate else Spread(0),
         stages_ms=stages_ms(counted),
         costs=costs,
+        in_time={name: seen.in_time[name] for name in IN_TIME} if seen.in_time else {},
     )
+
+
+def _punctuality(verdict: Verdict) -> str:
+    frame = verdict.frame
+    if verdict.settled_ns > frame.deadline_ns:
+        return "offered_late" if frame.offered_ns > frame.deadline_ns else "missed"
+    return "fail_safe" if verdict.reason in FAIL_SAFE_REASONS else "judged"
 
 
 def latencies_ms(moments: Moments) -> npt.NDArray[np.float64]:

@@ -56,6 +56,7 @@ class Load:
     frames: int = 0  # end after so many; 0: after `seconds`
     seconds: float = 10.0
     window: int = 64  # closed loop: frames outstanding at most
+    deadline_ms: float = 0.0  # from the scheduled trigger; 0: none
 
     def to_line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -83,14 +84,14 @@ def _in_one_block(frame: Frame) -> Frame:
     return replace(frame, pixels=np.ascontiguousarray(frame.pixels)) if frame.encoding == "raw" else frame
 
 
-def again_and_again(rendered: Sequence[Frame], source: str, session: str) -> Iterator[Frame]:
+def again_and_again(rendered: Sequence[Frame], source: str, session: str, deadline_ms: float = 0.0) -> Iterator[Frame]:
     """The same pictures as ever new frames, triggered when they are asked for."""
+    budget_ns = int(deadline_ms * 1e6)
     for sequence, frame in enumerate(itertools.cycle(rendered)):
         identity = frame_id(source, session, sequence)
         now = time.time_ns()
-        yield replace(
-            frame, frame_id=identity, source=source, session=session, sequence=sequence, triggered_ns=now, deadline_ns=0
-        )
+        frame = replace(frame, frame_id=identity, source=source, session=session, sequence=sequence)
+        yield replace(frame, triggered_ns=now, deadline_ns=now + budget_ns if budget_ns else 0)
 
 
 def scheduled(
@@ -118,7 +119,7 @@ def main() -> None:
     stop = threading.Event()
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     before = usage_of(os.getpid())
-    frames = again_and_again(rendered, load.source, f"{time.time_ns()}")
+    frames = again_and_again(rendered, load.source, f"{time.time_ns()}", load.deadline_ms)
     offered = produce(scheduled(frames, load, stop), stream, gather=GATHER, stop=stop)
     after = usage_of(os.getpid())
     stream.close()

@@ -38,6 +38,7 @@ class Plan:
     frames: int = 0  # of each run of the line; 0: by `seconds`
     rates: tuple[float, ...] = ()  # open loop, frames/s
     loads: tuple[float, ...] = ()  # open loop, per cent of the closed loop's frames/s
+    deadline_ms: float = 0.0  # of every frame of the open loop; 0: none
     line: bool = True
     url: str = ""  # empty: an embedded Redis
 
@@ -89,6 +90,7 @@ def _settings(plan: Plan, frames: list[Frame]) -> dict[str, Any]:
         "frame_bytes": round(sum(frame.payload_bytes for frame in frames) / len(frames)),
         "seconds": plan.seconds,
         "frames": plan.frames,
+        **({"deadline_ms": plan.deadline_ms} if plan.deadline_ms else {}),
     }
 
 
@@ -128,10 +130,10 @@ def _drive(line: Line, plan: Plan, size: int, tell: Tell) -> Iterator[LineRun]:
     for load in plan.loads:
         rate = closed.frames_per_s * load / 100
         tell(f"line, batch {size}, {load:g} % = {rate:.0f} frames/s")
-        yield line.drive(rate=rate, load=load, **bounds)
+        yield line.drive(rate=rate, load=load, deadline_ms=plan.deadline_ms, **bounds)
     for rate in plan.rates:
         tell(f"line, batch {size}, {rate:g} frames/s")
-        yield line.drive(rate=rate, **bounds)
+        yield line.drive(rate=rate, deadline_ms=plan.deadline_ms, **bounds)
 
 
 @contextmanager

@@ -25,6 +25,11 @@ STEPS = ("captured", "offered", "received", "batched", "inferred", "settled")
 STAGES = tuple(f"{a}→{b}" for a, b in itertools.pairwise(STEPS))
 
 
+# Verdicts of frames with a deadline: judged before it; given the fail-safe before it; after it, where the frame was
+# offered too late already, and where it was not.
+IN_TIME = ("judged", "fail_safe", "offered_late", "missed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineRun:
     """One network alone, batches of one size: nothing but submit and result."""
@@ -74,6 +79,7 @@ class LineRun:
     latency_ms: Spread  # open loop: scheduled trigger → settlement; closed: empty, its queue is its own making
     stages_ms: Mapping[str, Spread] = field(default_factory=dict)  # of STAGES; frames that were inspected
     costs: Mapping[str, Cost] = field(default_factory=dict)  # producer, redis, worker, reader
+    in_time: Mapping[str, int] = field(default_factory=dict)  # of IN_TIME; empty: frames had no deadline
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -94,7 +100,7 @@ class LineRun:
     @property
     def keeps_up(self) -> bool:
         """Was as much settled as was scheduled? If not, latency only tells how long the run was."""
-        return self.loop == "closed" or self.frames_per_s >= 0.95 * self.rate
+        return self.loop == "closed" or bool(self.in_time) or self.frames_per_s >= 0.95 * self.rate
 
     @property
     def producer_limited(self) -> bool:

@@ -24,6 +24,8 @@ def show_report(report: Report) -> RenderableType:
         parts.append(_engines(report))
     if report.line_runs:
         parts += [_lines(report), _stages(report), _costs(report)]
+    if any(run.in_time for run in report.line_runs):
+        parts.append(_in_time(report))
     return Group(*parts, *_remarks(report))
 
 
@@ -131,6 +133,20 @@ def _costs(report: Report) -> Table:
             memory = [_number(cost.rss_peak / 2**20) if cost else "–" for cost in costs]
             total = _number(sum(cost.cpu_us for cost in costs if cost))
             table.add_row("" if number else str(batch), run.offered, *cpu, total, *memory)
+    return table
+
+
+def _in_time(report: Report) -> Table:
+    title = f"In time?   verdicts before a deadline of {report.settings['deadline_ms']:g} ms, per cent of the frames"
+    numbers = ["offered/s", "judged", "fail-safe", "missed", "offered\ntoo late", "judged\nin time/s", "frames"]
+    table = _table(title, ["batch", "load"], numbers)
+    for batch, runs in _by_batch(report):
+        for number, run in enumerate(run for run in runs if run.in_time):
+            shares = [run.in_time[name] / run.frames for name in ("judged", "fail_safe", "missed", "offered_late")]
+            percent = [f"{100 * share:.1f}" for share in shares]
+            rate = [_number(run.rate), *percent, _number(run.rate * shares[0]), f"{run.frames:,}"]
+            table.add_row("" if number else str(batch), run.offered, *rate)
+        table.add_section()
     return table
 
 

@@ -74,7 +74,15 @@ class Line:
             self._worker.must_live()
             time.sleep(LOOK_EVERY_S)
 
-    def drive(self, *, rate: float = 0.0, load: float = 0.0, frames: int = 0, seconds: float = 10.0) -> LineRun:
+    def drive(
+        self,
+        *,
+        rate: float = 0.0,
+        load: float = 0.0,
+        frames: int = 0,
+        seconds: float = 10.0,
+        deadline_ms: float = 0.0,
+    ) -> LineRun:
         """One run: closed loop without a rate, else open loop at `rate` frames/s (`load` % of the capacity)."""
         self._runs += 1
         offered = Load(
@@ -85,6 +93,7 @@ class Line:
             rate=rate,
             frames=frames,
             seconds=seconds,
+            deadline_ms=deadline_ms,
             window=outstanding_at_most(self._max_batch, self._site.batching.in_flight),
         )
         with Child("producer", ["-m", "bench.load"]) as producer:

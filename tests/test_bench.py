@@ -186,6 +186,18 @@ def test_stall_shows_in_the_latency_of_every_frame_that_was_due_meanwhile() -> N
     assert run.latency_ms.p50 == pytest.approx(1.0)
 
 
+def test_frames_are_counted_as_in_time_or_not() -> None:
+    """Judged before the deadline, fail-safe before it, missed, and what was offered too late for anybody."""
+    seen = Seen()
+    for settled, offered, reason in ((40, 0, ""), (45, 0, "deadline"), (51, 0, ""), (90, 60, "deadline"), (30, 0, "")):
+        (frame,) = itertools.islice(again_and_again([make_frame(0)], "run1", "s", deadline_ms=50), 1)
+        start = frame.triggered_ns
+        frame = replace(frame, offered_ns=start + offered * MS)
+        seen.add(Verdict(frame=frame, judgement="OK", reason=reason, settled_ns=start + settled * MS))
+    run = summarise(seen, batch=1, costs={}, load=70.0, rate=100.0)
+    assert run.in_time == {"judged": 2, "fail_safe": 1, "offered_late": 1, "missed": 1}
+
+
 def test_load_repeats_its_pictures_under_new_identities() -> None:
     """What is offered is rendered beforehand, but every frame is a frame of its own, without gaps."""
     rendered = render(Pictures(size=(64, 64), distinct=3))
@@ -257,6 +269,8 @@ def test_report_survives_its_json() -> None:
     """What is read back is what was written, through text."""
     report = a_report()
     assert Report.from_json(json.loads(json.dumps(report.as_json()))) == report
+    dated = replace(report, runs=(replace(report.line_runs[1], in_time={"judged": 3, "missed": 0}),))
+    assert Report.from_json(json.loads(json.dumps(dated.as_json()))) == dated
 
 
 @pytest.mark.parametrize(
@@ -330,6 +344,7 @@ def test_sweep_measures_engine_and_line_and_leaves_report_and_plot(
     """`bench batch` through a real Redis: every run's ledger holds; JSON alone on stdout, the same in the file."""
     out_folder = tmp_path / "out"
     bounds = ["--max-batch", 2, "--frames", 60, "--seconds", 0.1, "--size", "64x64", "--rate", 200]
+    bounds += ["--deadline-ms", 60_000]
     code, out, err = run_bench("batch", "--recipe", recipe, "--url", redis_url, *bounds, "--out", out_folder, "--json")
     assert code == Exit.OK, err
     table = json.loads(out)
@@ -347,6 +362,7 @@ def test_sweep_measures_engine_and_line_and_leaves_report_and_plot(
     ]  # fmt: skip
     for run in lines:
         assert (run.frames, run.warmup, sum(run.judgements.values())) == (60, 6, 60)
+        assert run.in_time.get("judged", 0) == (60 if run.loop == "open" else 0)
         assert set(run.costs) == {"producer", "redis", "worker", "reader"}
         assert run.frames_per_s > 0
     assert [run.latency_ms.count for run in lines] == [0, 54, 0, 54]
