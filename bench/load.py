@@ -87,10 +87,10 @@ def _in_one_block(frame: Frame) -> Frame:
 def again_and_again(rendered: Sequence[Frame], source: str, session: str, deadline_ms: float = 0.0) -> Iterator[Frame]:
     """The same pictures as ever new frames, triggered when they are asked for."""
     budget_ns = int(deadline_ms * 1e6)
-    for sequence, frame in enumerate(itertools.cycle(rendered)):
+    for sequence, picture in enumerate(itertools.cycle(rendered)):
         identity = frame_id(source, session, sequence)
         now = time.time_ns()
-        frame = replace(frame, frame_id=identity, source=source, session=session, sequence=sequence)
+        frame = replace(picture, frame_id=identity, source=source, session=session, sequence=sequence)
         yield replace(frame, triggered_ns=now, deadline_ns=now + budget_ns if budget_ns else 0)
 
 
