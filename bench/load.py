@@ -95,12 +95,16 @@ def again_and_again(rendered: Sequence[Frame], source: str, session: str, deadli
 
 
 def scheduled(
-    frames: Iterable[Frame], load: Load, stop: threading.Event, clock: Callable[[], int] = time.time_ns
+    frames: Iterable[Frame],
+    load: Load,
+    stop: threading.Event,
+    clock: Callable[[], int] = time.monotonic_ns,
+    wall: Callable[[], int] = time.time_ns,
 ) -> Iterator[Frame]:
     """The load's frames in its rhythm, from now on."""
     if load.rate:
         count = load.frames or max(1, round(load.rate * load.seconds))
-        return Paced(itertools.islice(frames, count), load.rate, stop, clock)
+        return Paced(itertools.islice(frames, count), load.rate, stop, clock, wall)
     if load.frames:
         return itertools.islice(iter(frames), load.frames)
     end = time.monotonic() + load.seconds

@@ -59,18 +59,43 @@ class Batcher(Generic[Item]):
         """Take out what need not be done any more."""
         return self._take_out(lambda waiting: gone(waiting.item)) if self._waiting else []
 
-    def hopeless(self, now: int) -> list[Item]:
-        """Take out what could not make its deadline even alone and at once."""
+    def hopeless(
+        self, now: int, in_flight: int = 1, together: Callable[[Item], object] = lambda item: None
+    ) -> list[Item]:
+        """Take out what cannot make its deadline in its turn, so that what comes after it still can.
+
+        Items that follow each other and belong `together` (not None) are useful only all of them.
+        """
         if not self._dated:
             return []
-        alone = now + self.cost(1)
-        return self._take_out(lambda waiting: 0 < waiting.deadline < alone)
+        out: set[int] = set()
+        kept = start = 0
+        waiting = list(self._waiting)
+        for end in range(1, len(waiting) + 1):
+            whole = together(waiting[start].item)
+            if end < len(waiting) and whole is not None and together(waiting[end].item) is whole:
+                continue
+            deadlines = [each.deadline for each in waiting[start:end] if each.deadline]
+            if deadlines and now + self._until(kept + end - start, in_flight) > min(deadlines):
+                out.update(range(start, end))
+            else:
+                kept += end - start
+            start = end
+        numbers = iter(range(len(waiting)))
+        return self._take_out(lambda _: next(numbers) in out) if out else []
+
+    def _until(self, items: int, in_flight: int) -> int:
+        """How long until so many are done: full batches, several in flight, then the last one."""
+        full, rest = divmod(items - 1, self.max_batch)
+        return full * self.cost(self.max_batch) // in_flight + self.cost(rest + 1)
 
     def _take_out(self, gone: Callable[[_Waiting[Item]], bool]) -> list[Item]:
-        out = [waiting for waiting in self._waiting if gone(waiting)]
-        if out:
-            self._waiting = deque(waiting for waiting in self._waiting if not gone(waiting))
-            self._dated -= sum(bool(waiting.deadline) for waiting in out)
+        out: list[_Waiting[Item]] = []
+        stay: deque[_Waiting[Item]] = deque()
+        for waiting in self._waiting:
+            (out if gone(waiting) else stay).append(waiting)
+        self._waiting = stay
+        self._dated -= sum(bool(waiting.deadline) for waiting in out)
         return [waiting.item for waiting in out]
 
     def due(self, now: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,9 @@ from pipeline.stream import EXPIRE_BEFORE_S, Stream
 log = logging.getLogger("aoi.deadlines")
 IDLE_S = 0.25  # between looks while no frame with a deadline has been seen
 OFTEN_S = (0.002, 0.1)  # between looks otherwise: a quarter of the shortest budget, within these
+REMEMBERED_NS = 60 * 10**9  # a budget that no frame has had for so long counts no more
+SHORTEST_S = 0.02  # a single frame with less time than any camera leaves must not rule the line
+LAST_S = 5.0  # a producer that ends stays at most so long, until its last frames' deadlines have passed
 
 
 def fail_safe(judgement: Judgement, recipe: str = "", worker: str = "") -> Verdict:
@@ -39,20 +43,29 @@ class DeadlineKeeper:
         self, stream: Stream, verdict: Verdict, budget_s: float = 0.0, need_s: Callable[[], float] = lambda: 0.0
     ) -> None:
         self._stream, self._verdict, self._budget_s, self._need_s = stream, verdict, budget_s, need_s
+        self._seen_at, self._end_s = 0, 0.0
         self._stop, self._seen = threading.Event(), threading.Event()
 
     def saw(self, frame: Frame) -> None:
-        """Learn a frame's budget: how often to look depends on the shortest."""
-        if frame.deadline_ns:
-            budget_s = max(0.0, (frame.deadline_ns - frame.triggered_ns) / 1e9)
-            if not self._budget_s or budget_s < self._budget_s:
-                self._budget_s = budget_s or OFTEN_S[0]
+        """Learn a frame's budget: how often to look depends on the shortest of the last minute."""
+        if not frame.deadline_ns:
+            return
+        budget_s = max(SHORTEST_S, (frame.deadline_ns - frame.triggered_ns) / 1e9)
+        if not self._budget_s or budget_s <= self._budget_s or frame.triggered_ns - self._seen_at > REMEMBERED_NS:
+            news = budget_s != self._budget_s
+            self._budget_s, self._seen_at = budget_s, frame.triggered_ns
+            if news:
                 self._seen.set()
 
     @property
     def budget_s(self) -> float:
-        """The shortest time from trigger to deadline; 0: no frame had one."""
+        """The shortest time from trigger to deadline of late; 0: no frame had one."""
         return self._budget_s
+
+    def finish(self) -> None:
+        """Nothing is offered any more: stop when no frame has a deadline left, or the last one must have passed."""
+        self._end_s = time.monotonic() + min(self._budget_s, LAST_S) + OFTEN_S[1]
+        self._seen.set()
 
     def stop(self) -> None:
         self._stop.set()
@@ -60,7 +73,7 @@ class DeadlineKeeper:
 
     def run(self) -> None:
         """Until `stop`. Raises StreamError when the stream refuses."""
-        patience = Patience(log)
+        patience = Patience(log, longest_s=OFTEN_S[1])  # frames go on ageing
         while not self._stop.is_set():
             try:
                 before_s = before(self._need_s(), self._budget_s)
@@ -68,7 +81,9 @@ class DeadlineKeeper:
                 patience.back()
             except StreamDown as error:
                 patience.wait(error, "no fail-safe verdicts meanwhile", self._stop)
-                continue
+                due_s = 0.0
+            if self._end_s and (due_s is None or time.monotonic() > self._end_s):
+                break
             self._seen.wait(pause_s(due_s, self._budget_s))
             if not self._stop.is_set():
                 self._seen.clear()
@@ -91,7 +106,7 @@ def kept_deadlines(stream: Stream, verdict: Verdict, budget_s: float) -> Iterato
     try:
         yield
     finally:
-        keeper.stop()
+        keeper.finish()
         if budget_s:
             thread.join()
 

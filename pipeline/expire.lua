@@ -20,7 +20,7 @@ local function is_held(token)
   return not pending.err and #pending == 1  -- an error: there is no group yet
 end
 
-local function publish(token, row, held)
+local function publish(token, row, held, missed)
   local f = {}
   for i = 1, #row, 2 do f[row[i]] = row[i + 1] end
   for _, name in ipairs({'s', 'h', 'p'}) do f[name] = f[name] or '' end  -- one that is not ours
@@ -28,12 +28,13 @@ local function publish(token, row, held)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', keep, '*', 'h', f['h'], 'v', body)
   if held then
     redis.call('XACK', KEYS[1], group, token)
-    redis.call('ZADD', KEYS[5], digits(now), token)
+    redis.call('ZADD', KEYS[5], token:match('^%d+'), token)
     redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -keep_late - 1)
   end
   redis.call('HINCRBY', KEYS[2], 'bytes', -(#f['h'] + #f['p']))
   redis.call('HINCRBY', KEYS[2], 'judged|' .. judgement .. '|' .. f['s'], 1)
   redis.call('HINCRBY', KEYS[2], 'reason|' .. judgement .. ' ' .. reason, 1)
+  if missed then redis.call('HINCRBY', KEYS[2], 'missed', 1) end
   expired = expired + 1
 end
 
@@ -42,13 +43,17 @@ local function due_in(us)
   if not next_due or us < next_due then next_due = us end
 end
 
-local near = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', digits(now + before), 'WITHSCORES')
+local near = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', digits(now + before), 'WITHSCORES', 'LIMIT', 0, 4 * most)
 for i = 1, #near, 2 do
+  if expired == most then  -- others want the server too
+    due_in(0)
+    break
+  end
   local token, deadline = near[i], tonumber(near[i + 1])
   local held = is_held(token)
-  if expired < most and (not held or deadline <= now + before_held) then
+  if not held or deadline <= now + before_held then
     local entry = redis.call('XRANGE', KEYS[1], token, token)[1]
-    if entry then publish(token, entry[2], held) end
+    if entry then publish(token, entry[2], held, deadline < now) end
     redis.call('ZREM', KEYS[4], token)
   else
     due_in(held and math.max(0, deadline - now - before_held) or 0)

@@ -183,7 +183,7 @@ class Inspector:
     def _suspects(self, job: Job) -> list[int]:
         threshold = self.recipe.classifier.threshold
         found = [index for index, row in job.scores.items() if 1.0 - float(row[0]) >= threshold]
-        if not found and audited(job.delivery.frame.frame_id, self.recipe.judge.audit_share):
+        if not found and not job.had_fail_safe and audited(job.delivery.frame.frame_id, self.recipe.judge.audit_share):
             job.audited = True
             return list(job.scores)
         return found

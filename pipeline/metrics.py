@@ -71,7 +71,7 @@ class WorkerMetrics:
         self._lock = threading.Lock()
         self._stages, self._latency, self._batches = [Tally(SECONDS) for _ in STAGES], Tally(SECONDS), Tally(TILES)
         self._frames: Counter[str] = Counter()
-        self._twins = self._amended = self._missed = self._engine = self._redelivered = 0
+        self._twins = self._amended = self._engine = self._redelivered = 0
 
     def settled(self, batch: Sequence[Done], became: Sequence[Settlement], settled_ns: int) -> None:
         """These were handed to the stream at this time; of a frame that had its verdict before, no time counts."""
@@ -80,7 +80,6 @@ class WorkerMetrics:
                 self._engine += verdict.reason == "engine"
                 if settlement is Settlement.PUBLISHED:
                     self._frames[verdict.judgement] += 1
-                    self._missed += 0 < delivery.frame.deadline_ns < settled_ns
                     self._redelivered += verdict.deliveries > 1
                     self._observe(delivery.frame, verdict, settled_ns)
                 else:
@@ -123,7 +122,6 @@ class WorkerMetrics:
             ("aoi_worker_late_verdicts", "Verdicts that came after somebody else's.", self._twins),
             ("aoi_worker_amendments", "Real answers that came after a fail-safe verdict.", self._amended),
             ("aoi_worker_redelivered_frames", "Frames settled here that another worker had before.", self._redelivered),
-            ("aoi_deadline_misses", "Frames settled after their deadline.", self._missed),
             ("aoi_engine_errors", "Frames that the engine failed on, even alone.", self._engine),
         ):
             yield _counter(name, text, self._line, "", {"": count})

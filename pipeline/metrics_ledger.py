@@ -107,6 +107,7 @@ class LedgerMetrics:
         missing = sum(last - first + 1 for _, first, last in audit.gaps)
         text = "Real answers that came after a frame's fail-safe verdict."
         yield self._counter("aoi_verdict_amendments", text, amended, "judgement")
+        yield self._counter("aoi_deadline_misses", "Verdicts after their frame's deadline.", {(): audit.missed})
         yield self._counter("aoi_sequence_gaps", "Gaps in the sequences of the sources.", {(): len(audit.gaps)})
         yield self._counter("aoi_frames_never_offered", "Frames missing in these gaps.", {(): missing})
 

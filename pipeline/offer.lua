@@ -7,6 +7,7 @@
 --                           reason|JUDGEMENT REASON   of those, by reason
 --                           next|SOURCE-SESSION       the sequence that comes next; lower ones were offered before
 --       3 verdicts  stream  h the frame's header, v body (msgpack)
+--                           missed                    verdicts that came after their frame's deadline
 --                           dead_bytes                of the poison kept aside
 --                           amended|JUDGEMENT|SOURCE  real answers that came after a fail-safe verdict
 --       4 gaps      list    "SOURCE-SESSION first last" of sequences never offered

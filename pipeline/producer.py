@@ -149,11 +149,12 @@ class Paced:
         frames: Iterable[Frame],
         per_second: float,
         stop: threading.Event | None = None,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._frames, self._rate, self._clock = enumerate(frames), per_second, clock
+        self._frames, self._rate, self._clock, self._wall = enumerate(frames), per_second, clock, wall
         self._stop = stop or threading.Event()
-        self._start = self._next = 0  # the first frame starts the schedule
+        self._start = self._next = self._to_wall = 0  # the first frame starts the schedule
 
     def is_due(self) -> bool:
         """Would the next frame come without waiting?"""
@@ -164,7 +165,9 @@ class Paced:
 
     def __next__(self) -> Frame:
         number, frame = next(self._frames)
-        self._start = self._start or self._clock()
+        if not number:
+            self._start = self._clock()
+            self._to_wall = self._wall() - self._start
         due = self._start + int(number * 1e9 / self._rate)
         while (early := due - self._clock()) > 0 and not self._stop.wait(early / 1e9):
             pass
@@ -172,4 +175,5 @@ class Paced:
             raise StopIteration
         self._next = self._start + int((number + 1) * 1e9 / self._rate)
         budget = frame.deadline_ns - frame.triggered_ns if frame.deadline_ns else 0
-        return replace(frame, triggered_ns=due, deadline_ns=due + budget if budget else 0)
+        triggered = due + self._to_wall
+        return replace(frame, triggered_ns=triggered, deadline_ns=triggered + budget if budget else 0)

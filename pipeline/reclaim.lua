@@ -72,6 +72,7 @@ end
 
 local function lost_on_the_way()
   for _, row in ipairs(redis.call('XPENDING', KEYS[1], group, '-', '+', 100000, worker)) do
+    if not holds[row[1]] and row[4] >= max_deliveries then chance = false end  -- one is enough, also beyond `most`
     local entry = not holds[row[1]] and #taken < most and redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
     if entry then take(row[1], row[4], frame(entry[2])) end
   end

@@ -24,17 +24,29 @@ def follow(
     stream: Stream, after: str = "0", stop: threading.Event | None = None, log_: Log = "verdicts"
 ) -> Iterator[Verdict]:
     """Every verdict after this place, and then each new one until `stop`; waits out a stream that is away."""
-    stop, patience = stop or threading.Event(), Patience(log)
+    stop, patience, away = stop or threading.Event(), Patience(log), False
     while not stop.is_set():
         try:
             rows = stream.read(after, 256, 0.5, log_)
         except StreamDown as error:
             patience.wait(error, "no verdicts meanwhile", stop)
+            away = True
             continue
         patience.back()
+        if away and not rows:
+            after, away = _not_beyond(stream.newest(log_), after), False
         for place, verdict in rows:
             after = place
             yield verdict
+
+
+def _not_beyond(newest: str, after: str) -> str:
+    """The place to go on from; a server that took over with a clock behind may be short of where we were."""
+    place = [[int(part) for part in place.split("-")] for place in (newest, after)]
+    if place[0] < place[1]:
+        log.warning("the stream has fewer verdicts than were read: going on from its newest, some may be missing")
+        return newest
+    return after
 
 
 def kept(stream: Stream, log_: Log = "verdicts") -> Iterator[Verdict]:

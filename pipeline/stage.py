@@ -133,7 +133,10 @@ class Stage:
         With nothing in flight the oldest is tried all the same: else a cost that was once measured far too high
         would never be measured again.
         """
-        return [job for job, _ in self.batcher.hopeless(now)] if self.running else []
+        if not self.running:
+            return []
+        taken_out = self.batcher.hopeless(now, self.engine.spec.in_flight, lambda tile: tile[0])
+        return [job for job, _ in taken_out]
 
     def forget(self, job: Job) -> int:
         """Take out a frame's tiles that no engine has seen yet; how many."""

@@ -104,6 +104,7 @@ class Audit:
     workers: Sequence[str] = ()  # alive now
     dead: int = 0  # frames kept aside as poison
     amended: Mapping[str, int] = field(default_factory=dict)  # judgement → real answers after a fail-safe verdict
+    missed: int = 0  # verdicts that came after their frame's deadline
 
     @property
     def offered(self) -> int:

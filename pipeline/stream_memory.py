@@ -57,6 +57,7 @@ class _Line:
         self.logs: dict[Log, list[tuple[int, bytes, bytes]]] = {"verdicts": [], "amendments": []}
         self.late: OrderedDict[str, None] = OrderedDict()  # tokens with a fail-safe verdict, an answer may come
         self.amended: dict[str, int] = defaultdict(int)
+        self.missed = 0
         self.numbers = itertools.count(1)
         self.offered: dict[str, int] = defaultdict(int)
         self.judged: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -222,6 +223,7 @@ class MemoryStream:
         if entry is None or entry.holder != self.worker:
             return Settlement.TWIN if fail_safe else self._amend(delivery, verdict, body)
         self._shared.remove(entry)
+        self._shared.missed += 0 < entry.deadline_ns < self._wall()
         self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
         if fail_safe:
             self._await_answer(entry)
@@ -250,6 +252,7 @@ class MemoryStream:
             for entry in dated:
                 if due[entry.token] <= now:
                     self._shared.remove(entry)
+                    self._shared.missed += entry.deadline_ns < now
                     self._publish(entry.source, entry.header, body, verdict.judgement, verdict.reason)
                     if entry.deliveries:
                         self._await_answer(entry)
@@ -263,7 +266,8 @@ class MemoryStream:
             alive = [worker for worker in shared.alive if worker and self._lives(worker)]
             reasons, gaps = dict(shared.reasons), list(shared.gaps)
             dead, amended = len(shared.dead), dict(shared.amended)
-            return Audit(len(shared.entries), shared.bytes, sources, reasons, gaps, alive, dead, amended)
+            missed, held = shared.missed, shared.bytes
+            return Audit(len(shared.entries), held, sources, reasons, gaps, alive, dead, amended, missed)
 
     def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
         with self._shared.changed:

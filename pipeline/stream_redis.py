@@ -184,7 +184,7 @@ class RedisStream:
         if not settled:
             return []
         now, keep = time.time_ns(), self._limits.keep_verdicts
-        args: list[Any] = [GROUP, self.worker, keep, KEEP_LATE, now // 1000]
+        args: list[Any] = [GROUP, self.worker, keep, KEEP_LATE]
         for delivery, verdict in settled:
             body = replace(verdict, settled_ns=now).body()
             args += [delivery.token, delivery.frame.source, delivery.size, verdict.judgement, verdict.reason]
@@ -216,7 +216,8 @@ class RedisStream:
         reasons = {key.partition("|")[2]: n for key, n in facts.items() if key.startswith("reason|")}
         rows = parse_gaps(row.decode(errors="replace") for row in gaps)
         amended = _by_judgement(facts, "amended|")
-        return Audit(outstanding, facts.get("bytes", 0), _sources(facts), reasons, rows, workers, dead, amended)
+        missed, held = facts.get("missed", 0), facts.get("bytes", 0)
+        return Audit(outstanding, held, _sources(facts), reasons, rows, workers, dead, amended, missed)
 
     # -------------------------------------------------------------- reading verdicts
 

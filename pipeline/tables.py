@@ -105,6 +105,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "judgements": audit.judged,
         "reasons": dict(audit.reasons),
         "amended": dict(audit.amended),
+        "missed": audit.missed,
         "gaps": [list(gap) for gap in audit.gaps],
         "dead": audit.dead,
         "workers": list(audit.workers),
@@ -130,6 +131,8 @@ def show_status(console: Console, audits: Mapping[str, Audit]) -> None:
             console.print(_plain(f"   {reason}: {count}"), style="dim")
         if audit.amended:
             console.print(_plain(f"   {_amended(audit)}"), style="dim")
+        if audit.missed:
+            console.print(f"   {audit.missed} verdicts came after their frame's deadline", style="yellow")
         if audit.unoffered:
             console.print(f"   {_unoffered(name, audit)}", highlight=False, style="bold red", soft_wrap=True)
 
@@ -170,6 +173,8 @@ def show_audit(console: Console, line: str, audit: Audit) -> None:
         console.print(_unoffered(line, audit), highlight=False, style="bold red", soft_wrap=True)
     if audit.amended:
         console.print(_plain(_amended(audit)), soft_wrap=True)
+    if audit.missed:
+        console.print(f"{audit.missed} verdicts came after their frame's deadline", style="yellow")
     for session, first, last in audit.gaps[-20:]:
         console.print(_plain(f"never offered: {session} {first}…{last}"), soft_wrap=True)
 

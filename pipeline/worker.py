@@ -90,6 +90,7 @@ class Held:
     def add(self, delivery: Delivery, tiles: list[Gray8]) -> None:
         """A frame was taken; what it takes in memory is its pixels as decoded, if they are more."""
         size = max(delivery.size, sum(tile.nbytes for tile in tiles))
+        self.release([delivery])  # it may have been ours before, and come back from somebody who died
         with self._changed:
             self._tiles_a_frame = len(tiles) or self._tiles_a_frame
             self._frames[delivery.token] = (size, len(tiles))

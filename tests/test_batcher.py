@@ -170,18 +170,41 @@ def test_time_for_what_follows_is_kept_free() -> None:
         batcher.add(item, 0, deadline=200, spare=60)
     assert batcher.due_at() == 100
     assert batcher.take(115) == [0, 1]
-    assert batcher.hopeless(185) == []
-    assert batcher.hopeless(191) == [2, 3]
+    assert batcher.hopeless(180) == []
+    assert batcher.hopeless(185) == [3]
+    assert batcher.hopeless(191) == [2]
 
 
 def test_hopeless_items_are_taken_out_and_no_others() -> None:
-    """What could not make it even alone and at once; items without a deadline never."""
+    """What could not make it in its turn; items without a deadline never."""
     batcher: Batcher[int] = Batcher(4, cost=lambda size: 10 * size)
     for item, deadline in enumerate((0, 105, 300, 109, 110)):
         batcher.add(item, 0, deadline)
-    assert batcher.hopeless(100) == [1, 3]
-    assert batcher.take(100) == [0, 2, 4]
+    assert batcher.hopeless(100) == [1, 3, 4]
+    assert batcher.take(100) == [0, 2]
     assert batcher.hopeless(10**9) == []
+
+
+def test_item_is_hopeless_in_its_turn() -> None:
+    """What stands before it counts, as far as that will be done itself; several batches are in flight at once."""
+    batcher: Batcher[int] = Batcher(2, cost=lambda size: 10 * size)
+    for item, deadline in enumerate((25, 5, 25, 35, 35, 60)):
+        batcher.add(item, 0, deadline)
+    assert batcher.hopeless(0) == [1, 4], "20 for the first two, 30 for three, 40 for four"
+    assert batcher.take(0) == [0, 2]
+    for item in (6, 7, 8):
+        batcher.add(item, 0, deadline=25)
+    assert batcher.hopeless(0, in_flight=2) == [7, 8], "of the batch ahead half counts: 20 alone, 30 with company"
+
+
+def test_items_that_belong_together_are_hopeless_together() -> None:
+    """Half of it would be inspected in vain; those behind it have its time."""
+    batcher: Batcher[str] = Batcher(2, cost=lambda size: 10 * size)
+    for item in ("a1", "a2", "a3", "b1", "b2"):
+        batcher.add(item, 0, deadline=25)
+    groups = {"a": object(), "b": object()}
+    assert batcher.hopeless(0, together=lambda item: groups[item[0]]) == ["a1", "a2", "a3"]
+    assert batcher.take(0) == ["b1", "b2"]
 
 
 def test_removed_items_leave_no_trace() -> None:

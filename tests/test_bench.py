@@ -175,7 +175,7 @@ def test_stall_shows_in_the_latency_of_every_frame_that_was_due_meanwhile() -> N
     clock, seen = Moved(), Seen()
     plan = Load("memory://x", "bench", "run1", Pictures(), rate=100.0, frames=400)
     frames = again_and_again([make_frame(0)], "run1", "s")
-    for frame in scheduled(frames, plan, clock, clock):  # type: ignore[arg-type]
+    for frame in scheduled(frames, plan, clock, clock, clock):  # type: ignore[arg-type]
         clock.now += 1000 * MS if frame.sequence == 100 else MS  # sent, inspected and settled one by one
         seen.add(Verdict(frame=frame, judgement="OK", settled_ns=clock.now))
     run = summarise(seen, batch=1, costs={}, load=70.0, rate=100.0)

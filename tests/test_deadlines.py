@@ -283,6 +283,35 @@ def test_pause_until_the_next_look() -> None:
     assert pause_s(None, 0.001) == OFTEN_S[0]
 
 
+def test_shortest_budget_of_late_rules_and_nothing_absurd() -> None:
+    """One frame with no time at all must not make a worker take frame by frame, or rule for ever."""
+    keeper = DeadlineKeeper(open_stream("memory://budgets", "b"), fail_safe("REVIEW"), 0.5)
+
+    def saw(at_s: float, budget_ms: float) -> float:
+        at = int(at_s * 1e9)
+        keeper.saw(replace(make_frame(0), triggered_ns=at, deadline_ns=at + int(budget_ms * MS)))
+        return keeper.budget_s
+
+    assert saw(1000, 150) == 0.15
+    assert saw(1001, 50) == 0.05
+    assert saw(1030, 150) == 0.05
+    assert saw(1062, 150) == 0.15, "nobody has had less for a minute"
+    assert saw(1063, -5) == 0.02
+    keeper.saw(make_frame(0))
+    assert keeper.budget_s == 0.02, "a frame without a deadline says nothing"
+
+
+def test_producer_that_ends_sees_to_its_last_frames(stream_for: Callable[..., Stream]) -> None:
+    """No worker is there, the source has ended: its frames have their fail-safe verdicts before it leaves."""
+    stream = stream_for()
+    with kept_deadlines(stream, fail_safe("REVIEW"), 0.1):
+        frame = make_frame(0)
+        stream.offer([replace(frame, deadline_ns=frame.triggered_ns + 100 * MS)])
+    audit = stream.audit()
+    assert (audit.settled, audit.outstanding) == (1, 0)
+    stream.close()
+
+
 def test_frame_nobody_took_is_given_up_when_nobody_could_make_it() -> None:
     """As long before its deadline as a worker needs, but never in the first half of its time."""
     assert before(0.0, 0.1) == 0.010

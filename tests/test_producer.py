@@ -207,7 +207,7 @@ class Clock(threading.Event):
 
 def paced_by(clock: Clock, frames: Any, rate: float) -> Iterator[tuple[Frame, int]]:
     """Each frame with the time at which it came, since the start."""
-    for frame in Paced(frames, rate, clock, clock):
+    for frame in Paced(frames, rate, clock, clock, clock):
         yield frame, clock.now - 10**18
 
 
@@ -240,7 +240,7 @@ def test_stall_is_not_hidden() -> None:
 def test_deadline_moves_with_the_trigger(budget: int, rate: float) -> None:
     """The frame's own budget counts from its scheduled trigger; without one there is still none."""
     frames = [replace(make_frame(0), triggered_ns=5, deadline_ns=5 + budget), make_frame(1)]
-    first, second = Paced(frames, rate, clock := Clock(), clock)
+    first, second = Paced(frames, rate, clock := Clock(), clock, clock)
     assert first.deadline_ns - first.triggered_ns == budget
     assert second.deadline_ns == 0
     assert abs(second.triggered_ns - first.triggered_ns - 1e9 / rate) <= 1
@@ -257,7 +257,7 @@ def test_what_is_overdue_is_offered_together_and_nothing_waits_for_company() -> 
                 clock.now += 1_000_000_000
             return len(frames)
 
-    frames = Paced([make_frame(i) for i in range(16)], 10, clock, clock)
+    frames = Paced([make_frame(i) for i in range(16)], 10, clock, clock, clock)
     produce(frames, Recording(), gather=8, stop=clock)  # type: ignore[arg-type]
     assert sizes == [1, 1, 1, 8, 2, 1, 1, 1]
 
@@ -265,7 +265,7 @@ def test_what_is_overdue_is_offered_together_and_nothing_waits_for_company() -> 
 def test_pacing_stops_when_told() -> None:
     """Also in the middle of a long pause, and an endless source is not read on."""
     clock = Clock()
-    frames = Paced((make_frame(i) for i in itertools.count()), 0.001, clock, clock)
+    frames = Paced((make_frame(i) for i in itertools.count()), 0.001, clock, clock, clock)
     assert next(frames).sequence == 0
     clock.set()
     assert list(frames) == []

@@ -585,3 +585,40 @@ def test_full_stream_is_asked_before_a_frame_is_sent_again(redis_url: str, line:
     assert int(server.info("stats")["total_net_input_bytes"]) - before < 100_000
     worker.settle([verdict_for(*worker.take(1))])
     assert producer.offer([make_frame(1, size=2000)]) == 1
+
+
+def test_verdict_after_the_deadline_is_counted(opened: Opener) -> None:
+    """Whoever gave it: the worker, or whoever looked after deadlines too late."""
+    stream = opened()
+    stream.offer([due_in(0, -1.0), due_in(1, -1.0), due_in(2, 60.0), make_frame(3)])
+    first, *_ = stream.take(1)
+    stream.settle([verdict_for(first)])
+    assert stream.audit().missed == 1
+    stream.expire(fail_safe("REVIEW"))
+    for delivery in stream.take(9):
+        stream.settle([verdict_for(delivery)])
+    assert (stream.audit().missed, stream.audit().settled) == (2, 4)
+
+
+def test_great_backlog_of_overdue_frames_is_worked_off_in_turns(redis_url: str, line: str) -> None:
+    """One call ends a bounded number, says that more are due at once, and lets others have the server between."""
+    stream = open_stream(redis_url, line)
+    stream.offer([due_in(sequence, -1.0, size=2) for sequence in range(600)])
+    settled = []
+    while stream.expire(fail_safe("REVIEW")) == 0:
+        settled.append(stream.audit().settled)
+    assert settled == [256, 512]
+    assert stream.audit().settled == 600
+
+
+def test_lost_answers_put_no_two_last_chances_in_one_hand(redis_url: str, line: str) -> None:
+    """A reclaimed frame whose answer got lost is found again; no second one on its last delivery beside it."""
+    limits = Limits(max_deliveries=2)
+    first, heir = open_stream(redis_url, line, "w1", limits), open_stream(redis_url, line, "w2", limits)
+    first.offer([make_frame(i) for i in range(3)])
+    assert len(first.take(3)) == 3
+    first.close()
+    lost = open_stream(redis_url, line, "w2", limits)
+    assert len(lost.reclaim(9)) == 1, "its answer never arrived: the heir knows nothing of it"
+    heir._reply_lost = True  # type: ignore[attr-defined]
+    assert [d.deliveries for d in heir.reclaim(9)] == [2]

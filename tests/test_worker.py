@@ -322,6 +322,17 @@ def test_wall_clock_that_jumps_back_stops_nothing(tmp_path: Path, line: str, mon
         wait_until(lambda: not stream.audit().outstanding)
 
 
+def test_frame_that_comes_back_is_held_once() -> None:
+    """Reclaimed from somebody who had reclaimed it from us, while we still had it: it takes its room once."""
+    held, delivery = Held(max_batch=4, in_flight=2), Delivery(make_frame(0), "1-1", b"", 100, 0)
+    other = Delivery(make_frame(1), "2-1", b"", 100, 0)
+    held.add(delivery, [np.zeros((8, 8), np.uint8)])
+    held.add(other, [np.zeros((8, 8), np.uint8)])
+    before = held.wait_for_room(0)
+    held.add(delivery, [np.zeros((8, 8), np.uint8)])
+    assert held.wait_for_room(0) == before
+
+
 def test_worker_that_decodes_for_long_lives(tmp_path: Path, line: str, redis_url: str) -> None:
     """Its life sign does not depend on its receiving thread: nobody reclaims from it meanwhile."""
     stream, looker = open_stream(redis_url, line, "slow"), open_stream(redis_url, line, "looker")
