@@ -238,6 +238,8 @@ def test_broken_promise_weighs_more_than_a_missed_target() -> None:
         judge_outcome(outcome(faults={"kill -9 worker": 2}))
     with pytest.raises(MissedError, match="ended without a fault: worker with code 5, 1 times"):
         judge_outcome(outcome(ended=["worker with code 5, 1 times"]))
+    with pytest.raises(MissedError, match="fell 300,000 verdicts behind"):
+        judge_outcome(outcome(behind=300_000, complete=False))
 
 
 # ------------------------------------------------------------------ what they are shown

@@ -26,7 +26,7 @@ from pipeline.stream import Stream, open_stream
 
 LINE = "chaos"
 WINDOW = 10_000  # frames outstanding at most
-KEEP_VERDICTS = 20_000  # the judge is never so far behind
+KEEP_VERDICTS = 200_000  # a judge that is further behind cannot judge
 FRAMES_A_DEADLY, LEAST_WITH_DEADLY = 100_000, 10_000
 SPREAD = 0.9  # of the frames, over which the faults are spread; the last ones are offered after the last fault
 GAP_S = 0.1  # between two faults …
@@ -267,6 +267,7 @@ class _Run:
     def outcome(self, complete: bool) -> Outcome:
         judge, line = self.line.judge, self.line
         tally, newest = judge.tally, judge.books.newest
+        complete = complete and judge.behind <= KEEP_VERDICTS
         missing = tally.missing() if complete else []
         return Outcome(
             plan=self.plan,
