@@ -242,6 +242,7 @@ def work(
             ledger = open_stream(where, line, limits=limits)
             _expose(stack, server, ledger, limits, seen, partial(worker_trouble, worker))
         on_signal(worker.stop)
+        click.echo(f"{name} inspects {line} with {chosen.label}", err=True)
         counts = worker.run()
     click.echo(f"{counts.settled} frames settled by {name}, {counts.late} verdicts came late", err=True)
     return int(Exit.OK)

@@ -13,7 +13,7 @@ from pipeline import tables
 from pipeline.connected import broker_url, on_signal, opened
 from pipeline.errors import Exit
 from pipeline.messages import JUDGEMENTS
-from pipeline.options import as_json, connection, option
+from pipeline.options import as_json, connection, option, server
 from pipeline.results import follow, kept
 from pipeline.stream import Log, list_lines, open_stream
 
@@ -60,9 +60,9 @@ def results(
 
 
 @click.command()
-@connection
+@server
 @as_json
-def status(line: str, url: str, broker_dir: Path | None, as_json: bool) -> int:
+def status(url: str, broker_dir: Path | None, as_json: bool) -> int:
     """The ledger of every line: offered = judged + outstanding; exits with 8 where that does not hold.
 
     \b
@@ -94,6 +94,8 @@ def audit(line: str, url: str, broker_dir: Path | None, as_json: bool) -> int:
     """
     with opened(url, broker_dir, line) as stream:
         found = stream.audit()
+    if not found.sources:
+        click.echo(f"no frame was ever offered to {line}; `aoi status` lists the lines that have seen one", err=True)
     if as_json:
         click.echo(json.dumps(tables.audit_json(found)))
     else:

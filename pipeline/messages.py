@@ -240,6 +240,11 @@ class Defect:
     length_mm: float = 0.0  # longer side of the smallest enclosing rectangle
     width_mm: float = 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; null for sizes in mm that are not known."""
+        values = {name: getattr(self, name) for name in _DEFECT_NAMES}
+        return {n: v if v or not n.endswith(("_mm", "_mm2")) else None for n, v in values.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -320,7 +325,7 @@ class Verdict:
         frame = {n: getattr(self.frame, n) for n, default in _HEADER_DEFAULTS if getattr(self.frame, n) != default}
         own = {name: getattr(self, name) for name in _BODY_PLAIN}
         own["scores"] = {name: round(float(value), 6) for name, value in self.scores.items()}
-        own["defects"] = [{n: getattr(defect, n) for n in _DEFECT_NAMES} for defect in self.defects]
+        own["defects"] = [defect.as_json() for defect in self.defects]
         own["masks"] = {name: rle.to_text(runs) for name, runs in self.masks.items()}
         return {**frame, **own}
 

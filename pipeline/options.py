@@ -25,8 +25,12 @@ def option(*names: str, **facts: Any) -> Callable[[Command], Command]:
 
 def connection(command: Command) -> Command:
     """Which line on which Redis."""
+    return server(option("--line", envvar="AOI_LINE", default="line1", help="Name of the line.")(command))
+
+
+def server(command: Command) -> Command:
+    """Which Redis."""
     for decorate in (
-        option("--line", envvar="AOI_LINE", default="line1", help="Name of the line."),
         option(
             "--url",
             envvar="AOI_URL",

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pipeline.errors import AoiError, StreamDown
 from pipeline.messages import Frame
 from pipeline.patience import Patience
+from pipeline.shown import counted
 from pipeline.stream import Policy, Stream
 
 log = logging.getLogger("aoi.producer")
 
 GATHER_BYTES = 1024 * 1024
 FULL_PAUSE_S = (0.002, 0.02)
+FULL_WORD_S = (3.0, 30.0)  # a stream that stays full is told after, and then every
 
 
 @dataclass
@@ -117,14 +119,14 @@ def _gathered(frames: Iterable[Frame], gather: int, stop: threading.Event) -> It
 def _offer(batch: list[Frame], stream: Stream, policy: Policy, stop: threading.Event, offered: Offered) -> bool:
     """Until all are dealt with; False when stopped before that (the rest was never offered)."""
     pause, patience = FULL_PAUSE_S[0], Patience(log)
-    left, full = batch, False
+    left, full, tell_at = batch, False, time.monotonic() + FULL_WORD_S[0]
     while left:
         try:
             dealt = stream.offer(left[:1] if full else left, policy)  # while full one frame is asked with, not all
         except StreamDown as error:
             dealt = 0
             offered.went()
-            patience.wait(error, f"{len(left)} frames are kept", stop)
+            patience.wait(error, f"{counted(len(left), 'frame')} kept meanwhile", stop)
         else:
             patience.back()
             offered.came_back()
@@ -132,13 +134,24 @@ def _offer(batch: list[Frame], stream: Stream, policy: Policy, stop: threading.E
             offered.full_waits += full
             pause = min(2 * pause, FULL_PAUSE_S[1]) if full else FULL_PAUSE_S[0]
             if full:
+                tell_at = _tell_full(stream, tell_at)
                 stop.wait(pause)
         left = left[dealt:]
         if left and stop.is_set():
             offered.frames += len(batch) - len(left)
-            log.warning("stopped with %d frames in hand that the stream did not take", len(left))
+            log.warning("stopped with %s in hand that the stream did not take", counted(len(left), "frame"))
             return False
     return True
+
+
+def _tell_full(stream: Stream, tell_at: float) -> float:
+    """A word now and then while the stream stays full; when the next is due."""
+    if time.monotonic() < tell_at:
+        return tell_at
+    log.warning(
+        "the stream of %s is full, frames wait for room: is a worker there? aoi work --line %s", *2 * [stream.line]
+    )
+    return time.monotonic() + FULL_WORD_S[1]
 
 
 class Paced:

@@ -162,7 +162,10 @@ def load_recipe(name: str) -> Recipe:
         table = tomllib.loads(text.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, numbers or nesting without end
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
-    return parse_recipe(table, folder=path.parent, digest=hashlib.sha256(text).hexdigest())
+    try:
+        return parse_recipe(table, folder=path.parent, digest=hashlib.sha256(text).hexdigest())
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
 
 
 def parse_recipe(table: Mapping[str, Any], folder: Path = Path(), digest: str = "") -> Recipe:

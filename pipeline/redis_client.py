@@ -50,6 +50,7 @@ PASSING_WORDS = (
     "non local key",  # a script that meets its slot on the way to another node
 )  # … or not
 SCRIPT_REFUSED = re.compile("user executing the script can't|ACL failure in script")  # Redis 6.2, and from 7 on
+SCRIPT_NOISE = re.compile(r"Error running script [(]call to f_\w+[)]: |@user_script: ?\d+: |,? ?script: \w+, on @\S+")
 TLS_REFUSED = re.compile(r"CERTIFICATE|UNKNOWN_CA|WRONG_VERSION_NUMBER|RECORD_LAYER|PROTOCOL_VERSION|HANDSHAKE_FAILURE")
 Answer = TypeVar("Answer")
 
@@ -253,7 +254,7 @@ def _told(error: Exception, facts: RedisUrl) -> StreamError:
     for cause in [*_chain(error)][::-1]:
         if refused := _refusal(cause):
             return StreamError(refused)
-    text = str(error)
+    text = SCRIPT_NOISE.sub("", str(error))
     if isinstance(error, redis.exceptions.AskError):  # and MovedError, which is one
         if facts.kind != "cluster":
             return StreamError("this server is part of a cluster: use redis+cluster:// or rediss+cluster://")
@@ -267,7 +268,7 @@ def _told(error: Exception, facts: RedisUrl) -> StreamError:
 
 def _refusal(cause: BaseException) -> str:
     """What to put right, where that is known; '' where it is not."""
-    text = str(cause)
+    text = SCRIPT_NOISE.sub("", str(cause))
     if isinstance(cause, redis.exceptions.NoPermissionError) or SCRIPT_REFUSED.search(text):
         return f"Redis does not let this user do that: {text}; give it the rights (ACL), or use another"
     if isinstance(cause, redis.AuthenticationError):

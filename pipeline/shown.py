@@ -39,3 +39,11 @@ class PlainFormatter(logging.Formatter):
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
         lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]
         return "\n".join(f"  {safe(line)}" for line in lines)
+
+
+def counted(number: int, thing: str) -> str:
+    """
+    >>> counted(1, "worker"), counted(2, "worker")
+    ('1 worker', '2 workers')
+    """
+    return f"{number} {thing}{'' if number == 1 else 's'}"

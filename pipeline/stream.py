@@ -251,7 +251,7 @@ def uninspected(reason: str, detail: str) -> bytes:
 
 
 SHED = "the stream was full and the source could not wait"
-TOO_LARGE = "larger than the stream's whole byte budget; raise --max-bytes"
+TOO_LARGE = "larger than the stream's whole byte budget; raise --max-mib"
 POISON = "handed to as many workers as allowed without a verdict"
 
 

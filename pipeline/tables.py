@@ -17,7 +17,7 @@ from pipeline.messages import JUDGEMENTS
 from pipeline.recipe import Recipe
 from pipeline.results import percentiles
 from pipeline.scoring import Score
-from pipeline.shown import printable, safe
+from pipeline.shown import counted, printable, safe
 from pipeline.stream import Audit
 
 INK = {"OK": "green", "NG": "red", "REVIEW": "yellow", "UNINSPECTED": "magenta"}
@@ -125,7 +125,12 @@ def show_status(console: Console, audits: Mapping[str, Audit]) -> None:
             judged.append(f"{judgement} {audit.judged[judgement]}   ", INK[judgement])
         console.print(judged)
         waiting = f"{audit.outstanding_bytes / 2**20:.1f} MiB waiting"
-        facts = [waiting, f"{len(audit.workers)} workers", f"{len(audit.gaps)} gaps", f"{audit.dead} kept as poison"]
+        facts = [
+            waiting,
+            counted(len(audit.workers), "worker"),
+            counted(len(audit.gaps), "gap"),
+            f"{audit.dead} kept as poison",
+        ]
         console.print("   " + ", ".join(facts), highlight=False)
         for reason, count in sorted(audit.reasons.items()):
             console.print(_plain(f"   {reason}: {count}"), style="dim")
@@ -171,6 +176,8 @@ def show_audit(console: Console, line: str, audit: Audit) -> None:
     console.print(table)
     if audit.unoffered:
         console.print(_unoffered(line, audit), highlight=False, style="bold red", soft_wrap=True)
+    if audit.dead:
+        console.print(f"{audit.dead} kept aside as poison, in aoi:{{{line}}}:dead", highlight=False, soft_wrap=True)
     if audit.amended:
         console.print(_plain(_amended(audit)), soft_wrap=True)
     if audit.missed:

@@ -25,6 +25,7 @@ from pipeline.errors import StreamDown
 from pipeline.inspector import Done, Inspector, prepare
 from pipeline.messages import Judgement, Verdict
 from pipeline.patience import Patience
+from pipeline.shown import counted
 from pipeline.stage import Gray8, Job
 from pipeline.stream import Delivery, Settlement, Stream
 from pipeline.supervisor import Supervisor
@@ -303,7 +304,7 @@ class Worker:
                 if self._stop.is_set() and stopped.waited_s >= self._grace_s:
                     raise
                 current = stopped if self._stop.is_set() else patience
-                current.wait(error, f"{len(batch)} verdicts are kept", self._never)
+                current.wait(error, f"{counted(len(batch), 'verdict')} kept meanwhile", self._never)
         patience.back()
         if self._observer:
             self._observer.settled(batch, settled, at)

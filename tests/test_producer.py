@@ -154,7 +154,7 @@ def test_stop_while_waiting_ends_it(line: str, trouble: str, caplog: pytest.LogC
     offered = produce([make_frame(i) for i in range(9)], wrapped, "wait", 3, stop)  # type: ignore[arg-type]
     assert offered.frames == 2
     assert stream.audit().offered == 2
-    assert "1 frames in hand" in caplog.text
+    assert "1 frame in hand" in caplog.text
 
 
 def test_real_pauses_end_with_the_stop(line: str) -> None:
