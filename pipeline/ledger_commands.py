@@ -60,9 +60,10 @@ def results(
 
 
 @click.command()
+@option("--line", default="", help="Only this one [default: every line].")
 @server
 @as_json
-def status(url: str, broker_dir: Path | None, as_json: bool) -> int:
+def status(line: str, url: str, broker_dir: Path | None, as_json: bool) -> int:
     """The ledger of every line: offered = judged + outstanding; exits with 8 where that does not hold.
 
     \b
@@ -71,7 +72,7 @@ def status(url: str, broker_dir: Path | None, as_json: bool) -> int:
     """
     with broker_url(url, broker_dir) as where:
         audits = {}
-        for name in list_lines(where):
+        for name in [line] if line else list_lines(where):
             stream = open_stream(where, name)
             audits[name] = stream.audit()
             stream.close()

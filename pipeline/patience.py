@@ -15,7 +15,7 @@ class Patience:
     """One place that tries again. `back` when it worked, `wait` when it did not."""
 
     def __init__(
-        self, log: logging.Logger, clock: Callable[[], float] = time.monotonic, longest_s: float = LONGEST_S
+        self, log: logging.Logger, clock: Callable[[], float] = time.monotonic, longest_s: float | None = None
     ) -> None:
         self._log, self._clock, self._longest_s = log, clock, longest_s
         self._pause, self._since, self._said = FIRST_S, 0.0, 0.0
@@ -39,4 +39,4 @@ class Patience:
             self._log.warning("%s; %s, trying again", error, kept)
             self._said = now
         stop.wait(self._pause)
-        self._pause = min(2 * self._pause, self._longest_s)
+        self._pause = min(2 * self._pause, self._longest_s or LONGEST_S)

@@ -310,7 +310,7 @@ def test_producer_waits_for_a_redis_that_is_away(images: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "produce", str(images), "--url", "redis://127.0.0.1:1"]
     producer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert producer.stderr is not None
-    assert "13 frames are kept, trying again" in producer.stderr.readline()
+    assert "13 frames kept meanwhile, trying again" in producer.stderr.readline()
     producer.terminate()
     _, said = producer.communicate(timeout=30)
     assert producer.returncode == Exit.INTERRUPTED

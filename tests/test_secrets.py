@@ -134,14 +134,14 @@ def test_address_in_the_wrong_place(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("broken", "words", "start"),
     [
-        ("cli.list_lines", ["aoi", "status", "--url", "redis://h"], "main"),
+        ("ledgers.list_lines", ["aoi", "status", "--url", "redis://h"], "main"),
         ("cli.bench.commands['compare'].callback", ["bench", "compare", "a", "b"], "bench_main"),
     ],
 )
 def test_bug_report_holds_no_password(broken: str, words: list[str], start: str) -> None:
     """Even where something breaks that we did not foresee, in the traceback with its causes."""
     code = (
-        "import sys, pipeline.cli as cli\n"
+        "import sys, pipeline.cli as cli, pipeline.ledger_commands as ledgers\n"
         "def fail(*_, **__): raise KeyError('redis://u:' + sys.argv[-1] + '@h') from ValueError('rtsp://u:x@h')\n"
         f"{broken} = lambda *_, **__: fail(sys.argv.append({SECRET!r}))\n"
         f"sys.argv = {words}\n"
