@@ -94,7 +94,7 @@ def batch(max_batch: int, **options: Any) -> None:
     \b
     bench batch
     bench batch --max-batch 16 --rate 200 --seconds 30
-    bench batch --deadline-ms 100 --load 70 --load 150 --load 300
+    bench batch --deadline-ms 100 --load 70 --load 150 --load 200
     """
     _measure("batch", doubling(max_batch), options)
 

@@ -23,6 +23,7 @@ from bench.endurance import soak as soak_
 from bench.endurance.chaos import KEEP_VERDICTS, Outcome, Plan, run_chaos
 from bench.load import Pictures
 from bench.machine import describe_machine, describe_project
+from bench.table import WIDTH
 from engines import ENGINES
 from pipeline.errors import AoiError, DiskError, LedgerError, MissedError
 from pipeline.options import option, simulator_options
@@ -186,7 +187,9 @@ def soak(recipe: str, engine: str | None, simulator: PanelSimulator, out: Path, 
     facts = {"kind": "soak", **_circumstances(), **soak_.as_json(soaked)}
     name = f"soak-{chosen.name}-{chosen.batching.engine}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     path = out / f"{name}.json"
-    Console(highlight=False).print(_slopes(soaked))
+    console = Console(highlight=False)
+    console.width = max(WIDTH, console.width)
+    console.print(_slopes(soaked))
     _write(path, facts)
     _draw(soaked, path.with_suffix(".png"), messages)
     messages.print(f"report: {path}", soft_wrap=True)
