@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from bench import compare as compare_
 from bench import report as report_
+from bench.beside import draw_beside
 from bench.endurance.commands import chaos, soak
 from bench.load import Pictures
 from bench.measure import Plan, Tell, doubling, measure
@@ -131,7 +131,7 @@ def _measure(kind: str, sizes: tuple[int, ...], options: dict[str, Any]) -> None
         report = measure(plan, tell)
     path = report_.save(report, options["out"])
     (messages if options["as_json"] else _console()).print(show_report(report))
-    _draw(report, path.with_suffix(".png"), messages)
+    draw_beside("bench.plot", report, path, messages)
     messages.print(f"report: {path}", soft_wrap=True)
     if options["as_json"]:
         click.echo(json.dumps(report.as_json()))
@@ -181,17 +181,6 @@ def _progress(console: Console, steps: int) -> Iterator[Tell]:
                 console.print(step)
 
         yield tell
-
-
-def _draw(report: report_.Report, path: Path, console: Console) -> None:
-    """The plot beside the report, where matplotlib is installed."""
-    try:
-        plot = import_module("bench.plot")
-    except ImportError as error:
-        console.print(f"no plot ({error}); pip install 'inline-aoi\\[plots]'", soft_wrap=True)
-        return
-    plot.draw(report, path)
-    console.print(f"plot: {path}", soft_wrap=True)
 
 
 bench.add_command(chaos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,14 @@ import numpy as np
 import pytest
 
 from pipeline.broker import Broker
+from pipeline.cli import bench_main
 from pipeline.errors import BrokerError
 from pipeline.messages import Frame, frame_id
 from pipeline.recipe import Recipe, parse_recipe
+from pipeline.stream import Stream, open_stream
+
+Opener = Callable[..., Stream]
+RunBench = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +40,27 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def line(request: pytest.FixtureRequest) -> str:
     """A line of its own for each test."""
     return f"test-{abs(hash(request.node.nodeid)) % 10**12}-{time.monotonic_ns() % 10**9}"
+
+
+@pytest.fixture(params=["memory", "redis"])
+def opened(request: pytest.FixtureRequest, line: str) -> Opener:
+    """Opens clients of one line on the stream under test."""
+    url = "memory://contract" if request.param == "memory" else request.getfixturevalue("redis_url")
+    return lambda worker="w1", limits=None: open_stream(url, line, worker, limits)
+
+
+@pytest.fixture
+def run_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunBench:
+    """`bench …` as its console script runs it: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            bench_main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from conftest import make_frame
+from conftest import RunBench, make_frame
 
 from bench.children import Child
 from bench.compare import compare, differences
@@ -28,7 +28,6 @@ from bench.report import STAGES, Cost, EngineRun, LineRun, Report, ReportError, 
 from bench.whole_line import Line, Site, check_ledger
 from engines.base import EngineOptions, Pixels, Ticket
 from engines.fake import FakeEngine
-from pipeline.cli import bench_main
 from pipeline.errors import AoiError, Exit, LedgerError
 from pipeline.messages import Verdict
 from pipeline.recipe import Batching
@@ -47,8 +46,6 @@ classes = ["good", "scratch"]
 engine = "fake"
 """
 
-RunBench = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
@@ -58,20 +55,6 @@ def recipe(tmp_path: Path) -> Path:
     (folder / "recipe.toml").write_text(RECIPE)
     (folder / "net.fake").write_text("{}")
     return folder
-
-
-@pytest.fixture
-def run_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunBench:
-    """`bench …` as its console script runs it: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            bench_main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
 
 
 def a_report(**changes: object) -> Report:

@@ -182,12 +182,13 @@ def test_two_processes_share_one_server_and_the_last_one_stops_it(folder: Path, 
 
 
 @pytest.mark.usefixtures("server")
-def test_killing_the_user_that_started_it_leaves_the_server_to_the_others(folder: Path, use: Callable) -> None:
-    """A SIGKILL of the starter's whole process group takes nothing from the others."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_end_of_the_starter_leaves_the_server_to_the_others(folder: Path, use: Callable, number: int) -> None:
+    """Killed or Ctrl-C, to the starter's whole process group: it takes nothing from the others."""
     starter = use()
     with Broker(folder) as broker:
         started = only_process(folder)
-        os.killpg(starter.pid, signal.SIGKILL)
+        os.killpg(starter.pid, number)
         starter.wait()
         assert only_process(folder) == started
         assert client(broker).ping()
@@ -204,18 +205,6 @@ def test_a_server_whose_users_were_all_killed_is_taken_over(folder: Path, use: C
     with Broker(folder):
         assert only_process(folder) == left
     assert processes(folder) == []
-
-
-@pytest.mark.usefixtures("server")
-def test_ctrl_c_at_the_starter_leaves_the_server_to_the_others(folder: Path, use: Callable) -> None:
-    """SIGINT to the starter's process group ends the starter, not the server."""
-    starter = use()
-    with Broker(folder) as broker:
-        started = only_process(folder)
-        os.killpg(starter.pid, signal.SIGINT)
-        starter.wait()
-        assert only_process(folder) == started
-        assert client(broker).ping()
 
 
 @pytest.mark.usefixtures("server")

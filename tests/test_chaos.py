@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import RunBench, wait_until
 
 from bench.endurance import chaos as chaos_
 from bench.endurance.chaos import Outcome, Plan, run_chaos
@@ -27,13 +25,11 @@ from bench.endurance.slopes import Slope, slope_of, student_t
 from bench.endurance.soak import Plan as SoakPlan
 from bench.endurance.soak import Soaked
 from bench.load import Pictures
-from pipeline.cli import bench_main
 from pipeline.errors import Exit, LedgerError, MissedError
 from pipeline.messages import Verdict
 from pipeline.recipe import load_recipe
 from pipeline.stream import Audit, SourceCount
 
-RunBench = Callable[..., tuple[int, str, str]]
 BROKEN = """
 import re, runpy, redis
 from engines import ENGINES
@@ -44,20 +40,6 @@ def broken(self, script):
 redis.Redis.register_script = broken
 runpy.run_module("pipeline.cli", run_name="__main__", alter_sys=True)
 """
-
-
-@pytest.fixture
-def run_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunBench:
-    """`bench …` as its console script runs it: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            bench_main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
 
 
 def quiet(word: str) -> None:

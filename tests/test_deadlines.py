@@ -338,7 +338,7 @@ def stream_for(request: pytest.FixtureRequest, line: str) -> Callable[..., Strea
 
 
 def test_producer_alone_keeps_deadlines(stream_for: Callable[..., Stream]) -> None:
-    """No worker was ever started: each frame has its fail-safe verdict all the same, before its deadline."""
+    """No worker was ever started: each frame has its fail-safe verdict all the same."""
     stream = stream_for()
     with kept_deadlines(stream, fail_safe("REVIEW"), 0.15):
         for sequence in range(5):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import report as report_
+from bench.beside import draw_beside
 from bench.endurance import soak as soak_
 from bench.endurance.chaos import KEEP_VERDICTS, Outcome, Plan, run_chaos
 from bench.load import Pictures
@@ -191,7 +191,7 @@ def soak(recipe: str, engine: str | None, simulator: PanelSimulator, out: Path, 
     console.width = max(WIDTH, console.width)
     console.print(_slopes(soaked))
     _write(path, facts)
-    _draw(soaked, path.with_suffix(".png"), messages)
+    draw_beside("bench.endurance.soak_plot", soaked, path, messages)
     messages.print(f"report: {path}", soft_wrap=True)
     if soaked.grows and soaked.plan.minutes < SHORTEST_MIN:
         messages.print(f"too short to tell: slopes are judged from {SHORTEST_MIN:g} minutes on")
@@ -217,14 +217,3 @@ def _slopes(soaked: soak_.Soaked) -> Table:
         change = f"{slope.per_hour:+,.2f}{unit}"
         table.add_row(name, f"{slope.mean:,.1f}{unit}", change, span, f"{slope.percent[0]:+.2f}", worth)
     return table
-
-
-def _draw(soaked: soak_.Soaked, path: Path, console: Console) -> None:
-    """The plot beside the report, where matplotlib is installed."""
-    try:
-        plot = import_module("bench.endurance.soak_plot")
-    except ImportError as error:
-        console.print(f"no plot ({error}); pip install 'inline-aoi\\[plots]'", soft_wrap=True)
-        return
-    plot.draw(soaked, path)
-    console.print(f"plot: {path}", soft_wrap=True)
