@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from metrics_scrapes import Said, get, health, process, total
+from training_pictures import grey, save
 
 from pipeline.broker import Broker
 from pipeline.cli import bench_main
 from pipeline.errors import BrokerError
 from pipeline.messages import Frame, frame_id
 from pipeline.recipe import Recipe, parse_recipe
+from pipeline.results import kept
 from pipeline.stream import Stream, open_stream
 
 Opener = Callable[..., Stream]
@@ -69,6 +75,60 @@ def _no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     wait_until(lambda: not [t for t in threading.enumerate() if t not in before and t.name.startswith("aoi")])
+
+
+@pytest.fixture(scope="session")
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "net.fake").write_text('{"delay_ms": 5, "poison": 7}')
+    stage = 'file = "net.fake"\nclasses = ["good", "scratch"]\n'
+    text = f'name = "fake"\n[classifier]\n{stage}[segmenter]\n{stage}[batching]\nengine = "fake"\nmax_batch = 4\n'
+    (folder / "recipe.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def said(redis_url: str, recipe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """Thirty parts: good ones, scratches, one that breaks the engine, one broken and one empty file."""
+    images, line = tmp_path_factory.mktemp("images"), f"said-{time.monotonic_ns()}"
+    for i in range(28):
+        image = np.full((64, 64), 100, np.uint8)
+        image[10:20, 10:20] = 255 if i % 4 == 0 else 100
+        image[0, 0] = 7 if i == 1 else 100
+        cv2.imwrite(str(images / f"part{i}.png"), image)
+    (images / "part28.png").write_bytes(b"\x89PNG no more")
+    (images / "part29.bmp").write_bytes(b"")
+    here = ("--url", redis_url, "--line", line)
+    reader = open_stream(redis_url, line)
+    with (
+        process("work", "--recipe", recipe_folder, *here) as (_, work),
+        process("produce", images, "--watch", "--lot", "4711", *here) as (_, offer),
+    ):
+        wait_until(lambda: reader.audit().settled == 30, 60)
+        for url in (work, offer):
+            wait_until(lambda url=url: total(get(url), "aoi_verdicts_total") == 30)  # type: ignore[misc]
+        wait_until(lambda: total(get(work), "aoi_worker_frames_total") == 30)
+        assert health(work) == health(offer) == (200, "ok\n")
+        audit = [sys.executable, "-m", "pipeline.cli", "audit", "--json", *here]
+        told = json.loads(subprocess.run(audit, capture_output=True, text=True, check=True, timeout=60).stdout)
+        open_metrics = get(work, "application/openmetrics-text; version=1.0.0")
+        return Said(get(work), get(offer), open_metrics, told, list(kept(reader)), line)
+
+
+@pytest.fixture
+def indexed_folder(tmp_path: Path) -> Path:
+    """Twelve 64×64 pictures in the simulator's form; every second one carries a dark square of class 2."""
+    rng = np.random.default_rng(5)
+    for number in range(12):
+        pixels, labels = rng.normal(120, 4, (64, 64)), grey(0, 64, 64)
+        if number % 2:
+            y, x = rng.integers(4, 48, 2)
+            pixels[y : y + 12, x : x + 12] -= 60
+            labels[y : y + 12, x : x + 12] = 2
+        save(tmp_path / "image" / f"{number:06d}.png", pixels.clip(0, 255).astype(np.uint8))
+        save(tmp_path / "label" / f"{number:06d}.png", labels)
+    (tmp_path / "classes.txt").write_text("normal\nvoid\nparticle\n")
+    return tmp_path
 
 
 def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:

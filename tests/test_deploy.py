@@ -22,7 +22,7 @@ CHECKED = {  # which test holds which files
     "test_deploy_systemd.py": ["systemd/*"],
     "test_deploy_redis.py": ["redis/*"],
     "test_deploy_containers.py": ["compose/*", "kubernetes/*.yaml", "kustomization.yaml"],
-    "test_metrics.py": ["prometheus/*.yaml", "grafana/*.json"],
+    "test_deploy_monitoring.py": ["prometheus/*.yaml", "grafana/*.json"],
 }
 
 

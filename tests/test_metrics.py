@@ -1,148 +1,28 @@
-"""What Prometheus is told: the ledger's and the verdicts' own numbers, by its conventions, at no cost to the line.
-
-The dashboard and the alerts in deploy/ are held against what a real worker and a real producer say.
-"""
+"""What Prometheus is told: the ledger's and the verdicts' own numbers, by its conventions, at no cost to the line."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
-import cv2
-import numpy as np
 import pytest
-import yaml
-from conftest import fake_recipe, make_frame, wait_until
+from conftest import make_frame, wait_until
+from metrics_scrapes import Said, done, numbers, total
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
-from promql_parser import VectorSelector, walk
-from promql_parser import parse as parse_promql
-from redis_nodes import Node
 
-from engines.base import EngineError
-from pipeline import metrics, metrics_server
-from pipeline.errors import Exit, StreamDown
-from pipeline.inspector import Inspector, open_engines
-from pipeline.messages import JUDGEMENTS, Frame, Verdict
-from pipeline.metrics import ProducerMetrics, WorkerMetrics, producer_trouble, worker_trouble
+from pipeline import metrics
+from pipeline.errors import StreamDown
+from pipeline.messages import JUDGEMENTS, Frame
+from pipeline.metrics import ProducerMetrics, WorkerMetrics, producer_trouble
 from pipeline.metrics_ledger import MOST_NAMES, LedgerMetrics
-from pipeline.metrics_server import MetricsServer
 from pipeline.producer import Offered, produce
-from pipeline.results import kept
-from pipeline.stream import Audit, Delivery, Limits, Settlement, SourceCount, open_stream
-from pipeline.worker import Worker
-
-DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
-Sample = tuple[str, frozenset[tuple[str, str]]]
-
-
-# -------------------------------------------------------------- a line that runs
-
-
-@contextmanager
-def process(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A command with `--metrics 0` and the address that it names on stderr."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, words), "--metrics", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
-        try:
-            assert started.stderr
-            told = started.stderr.readline()
-            assert told.startswith("metrics at http://127.0.0.1:"), told + started.stderr.read()
-            yield started, told.split()[-1]
-        finally:
-            started.kill()
-
-
-def get(url: str, accept: str = "") -> str:
-    with urlopen(Request(url, headers={"Accept": accept}), timeout=20) as answer:
-        return str(answer.read().decode())
-
-
-def health(url: str) -> tuple[int, str]:
-    try:
-        with urlopen(url.replace("/metrics", "/healthz"), timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def numbers(text: str) -> dict[Sample, float]:
-    return {(s.name, frozenset(s.labels.items())): s.value for family in parse(text) for s in family.samples}
-
-
-def total(text: str, name: str, **labels: str) -> float:
-    """The sum of the samples of this name that have these labels; fails when there is none."""
-    found = [n for (of, has), n in numbers(text).items() if of == name and labels.items() <= dict(has).items()]
-    assert found, f"no {name} {labels}"
-    return sum(found)
-
-
-@dataclass
-class Said:
-    """What a worker and a producer said after a folder had gone through, and what was to be said."""
-
-    worker: str
-    producer: str
-    open_metrics: str
-    audit: dict[str, Any]
-    verdicts: list[Verdict]
-    line: str
-
-
-@pytest.fixture(scope="module")
-def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "net.fake").write_text('{"delay_ms": 5, "poison": 7}')
-    stage = 'file = "net.fake"\nclasses = ["good", "scratch"]\n'
-    text = f'name = "fake"\n[classifier]\n{stage}[segmenter]\n{stage}[batching]\nengine = "fake"\nmax_batch = 4\n'
-    (folder / "recipe.toml").write_text(text)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def said(redis_url: str, recipe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
-    """Thirty parts: good ones, scratches, one that breaks the engine, one broken and one empty file."""
-    images, line = tmp_path_factory.mktemp("images"), f"said-{time.monotonic_ns()}"
-    for i in range(28):
-        image = np.full((64, 64), 100, np.uint8)
-        image[10:20, 10:20] = 255 if i % 4 == 0 else 100
-        image[0, 0] = 7 if i == 1 else 100
-        cv2.imwrite(str(images / f"part{i}.png"), image)
-    (images / "part28.png").write_bytes(b"\x89PNG no more")
-    (images / "part29.bmp").write_bytes(b"")
-    here = ("--url", redis_url, "--line", line)
-    reader = open_stream(redis_url, line)
-    with (
-        process("work", "--recipe", recipe_folder, *here) as (_, work),
-        process("produce", images, "--watch", "--lot", "4711", *here) as (_, offer),
-    ):
-        wait_until(lambda: reader.audit().settled == 30, 60)
-        for url in (work, offer):
-            wait_until(lambda url=url: total(get(url), "aoi_verdicts_total") == 30)  # type: ignore[misc]
-        wait_until(lambda: total(get(work), "aoi_worker_frames_total") == 30)
-        assert health(work) == health(offer) == (200, "ok\n")
-        audit = [sys.executable, "-m", "pipeline.cli", "audit", "--json", *here]
-        told = json.loads(subprocess.run(audit, capture_output=True, text=True, check=True, timeout=60).stdout)
-        open_metrics = get(work, "application/openmetrics-text; version=1.0.0")
-        return Said(get(work), get(offer), open_metrics, told, list(kept(reader)), line)
-
-
-# -------------------------------------------------------------- the ledger's numbers
+from pipeline.stream import Audit, Limits, Settlement, SourceCount, open_stream
 
 
 @pytest.mark.parametrize("who", ["worker", "producer"])
@@ -276,9 +156,6 @@ def test_ledger_that_cannot_be_understood_is_a_stream_that_is_not_up() -> None:
     assert total(scraped(collector), "aoi_backlog_frames") == 7
 
 
-# -------------------------------------------------------------- a process's own numbers
-
-
 def test_worker_tells_what_its_verdicts_say(said: Said) -> None:
     """Counts exactly, times to a millisecond a frame: the histograms are the verdicts' own times."""
     text, verdicts, line = said.worker, said.verdicts, said.line
@@ -313,34 +190,6 @@ def test_producer_tells_what_it_offered(said: Said) -> None:
     assert total(text, "aoi_producer_bytes_total", **labels) > 28 * 64
     assert total(text, "aoi_producer_stream_outages_total", **labels) == 0
     assert 0 <= total(text, "aoi_producer_lag_seconds", **labels) < 60
-
-
-def done(
-    judgement: Any = "OK", reason: str = "", deadline_ns: int = 0, deliveries: int = 1
-) -> tuple[Delivery, Verdict]:
-    """A frame that took 1 ms to the worker, 2 to a batch, 4 in the engine; due 10 ms before it was offered."""
-    s = 10**9
-    frame = Frame(
-        frame_id="f",
-        source="cam",
-        session="s",
-        sequence=0,
-        triggered_ns=s,
-        offered_ns=s + 10**7,
-        deadline_ns=deadline_ns,
-    )
-    delivery = Delivery(frame, "0-1", b"", 1, frame.offered_ns + 10**6, deliveries)
-    verdict = Verdict(
-        frame=frame,
-        judgement=judgement,
-        reason=reason,
-        deliveries=deliveries,
-        batch_size=4,
-        received_ns=delivery.received_ns,
-        batched_ns=delivery.received_ns + 2 * 10**6,
-        inferred_ns=delivery.received_ns + 6 * 10**6,
-    )
-    return delivery, verdict
 
 
 def test_what_became_of_a_verdict_decides_what_counts() -> None:
@@ -432,9 +281,6 @@ def test_producer_tells_its_outages_and_how_late_it_is(monkeypatch: pytest.Monke
     assert total(text, "aoi_producer_lag_seconds") < 1
 
 
-# -------------------------------------------------------------- names by convention
-
-
 SUFFIXES = ("_total", "_sum", "_count", "_bucket", "_info", "_created")
 ODD_UNITS = ("milliseconds", "ms", "us", "ns", "minutes", "hours", "kilobytes", "kib", "mib", "percent", "msec", "sec")
 
@@ -469,264 +315,3 @@ def test_openmetrics_is_spoken_to_those_who_ask(said: Said) -> None:
         "aoi_latency_seconds",
         "aoi_worker",
     }
-
-
-# -------------------------------------------------------------- the server
-
-
-def test_says_starting_then_ok_then_what_is_wrong() -> None:
-    """/healthz is 503 with the reason until there is progress; other paths and methods are refused."""
-    with MetricsServer("127.0.0.1", 0) as server:
-        assert health(server.url) == (503, "starting\n")
-        server.trouble = lambda: ""
-        assert health(server.url) == (200, "ok\n")
-        server.trouble = lambda: "the stream has not answered for 12 s"
-        assert health(server.url) == (503, "the stream has not answered for 12 s\n")
-        assert "process_resident_memory_bytes" in get(server.url)
-        assert refusal("GET", server.url.replace("/metrics", "/etc/passwd")) == 404
-        assert [refusal(method, server.url) for method in ("POST", "PUT", "DELETE")] == [501, 501, 501]
-    with pytest.raises(OSError, match="refused"):
-        get(server.url)
-
-
-def refusal(method: str, url: str) -> int:
-    with pytest.raises(HTTPError) as refused:
-        urlopen(Request(url, method=method), timeout=20)
-    with refused.value as answer:
-        return answer.code
-
-
-def test_clients_that_say_nothing_hold_up_neither_the_others_for_ever_nor_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """More of them than the server takes are hung up on; with eight still there, leaving is immediate."""
-    monkeypatch.setattr(metrics_server._Answer, "timeout", 100.0)
-    with MetricsServer("127.0.0.1", 0) as server:
-        silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(metrics_server.MOST_CLIENTS)]
-        with pytest.raises((OSError, http.client.HTTPException)):
-            get(server.url)
-        silent.pop().close()
-        wait_until(lambda: answers(server.url))
-        start = time.monotonic()
-    assert time.monotonic() - start < 20
-    for client in silent:
-        client.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        return bool(get(url))
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
-def test_listens_where_it_is_told(host: str) -> None:
-    """HOST:PORT, IPv6 in brackets as in URLs; alone, a port is this machine's only."""
-    if "::" in host and not has_ipv6():
-        pytest.skip("no IPv6 here")
-    with MetricsServer(host.strip("[]"), 0) as server:
-        assert server.url == f"http://{host}:{server.port}/metrics"
-        assert get(server.url)
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("command", [("produce", "panel:"), ("work", "--recipe", "panel")])
-def test_address_that_cannot_be_had_is_refused_in_one_line(command: tuple[str, ...]) -> None:
-    """A port in use, and text that is no address: before anything is started, with what to do."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for address, words in ((port, f"127.0.0.1:{port}: Address already in use"), ("here:http", "give [HOST:]PORT")):
-            run = [sys.executable, "-m", "pipeline.cli", *command, "--metrics", address]
-            done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode == Exit.USAGE, done.stderr
-            errors = [row for row in done.stderr.splitlines() if row.startswith("Error: ")]
-            assert len(errors) == 1
-            assert words in errors[0]
-
-
-def test_redis_killed_while_being_watched(recipe_folder: Path, tmp_path: Path) -> None:
-    """The worker goes on and says that its stream is down, then that it is back; SIGTERM ends it all the same."""
-    with Node(tmp_path / "redis", ("--appendonly", "yes", "--requirepass", "hunter2")) as node:
-        here = ("--url", f"redis://:hunter2@{node.address}/0", "--line", "l")
-        stream = open_stream(here[1], "l")
-        stream.offer([make_frame(i) for i in range(8)])
-        with process("work", "--recipe", recipe_folder, *here) as (worker, url):
-            wait_until(lambda: names(get(url)) >= {"aoi_backlog_frames"} and total(get(url), "aoi_verdicts_total") == 8)
-            node.kill()
-            wait_until(lambda: total(get(url), "aoi_stream_up") == 0)
-            text = get(url)
-            ledger = {"aoi_backlog_frames", "aoi_verdicts_total", "aoi_ledger_balanced", "aoi_workers_alive"}
-            assert not names(text) & ledger, "no stale number"
-            assert total(text, "aoi_worker_frames_total") == 8
-            assert "hunter2" not in text
-            node.start()
-            wait_until(lambda: total(get(url), "aoi_stream_up") == 1, 40)
-            assert total(get(url), "aoi_verdicts_total") == 8
-            with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))):  # it says nothing
-                worker.send_signal(signal.SIGTERM)
-                assert worker.wait(60) == Exit.OK
-
-
-def names(text: str) -> set[str]:
-    return {name for name, _ in numbers(text)}
-
-
-def test_worker_that_hears_nothing_or_stands_still_is_not_healthy(tmp_path: Path, redis_url: str, line: str) -> None:
-    """It is healthy while the stream answers and its loop goes round; hanging in an engine it is not."""
-    recipe = fake_recipe(tmp_path)
-    with open_engines(recipe) as engines:
-        stream = open_stream(redis_url, line, "w")
-        worker = Worker(stream, lambda wake: Inspector(recipe, engines, wake), "w")
-        held, hanging = threading.Event(), threading.Event()
-
-        def hang(now: int) -> list[Any]:
-            hanging.set()
-            held.wait(60)
-            raise EngineError("gone", "broken")
-
-        worker.inspector.step = hang  # type: ignore[method-assign]
-
-        def run() -> None:
-            with pytest.raises(EngineError):
-                worker.run()
-
-        thread = threading.Thread(target=run, daemon=True)
-        assert worker_trouble(worker) == ""
-        worker.heard_at -= metrics.STILL_S + 1
-        assert worker_trouble(worker).startswith("the stream has not answered for 1")
-        thread.start()
-        try:
-            assert hanging.wait(20)
-            wait_until(lambda: worker_trouble(worker) == "")
-            worker.stepped_at -= metrics.STILL_S + 1
-            assert worker_trouble(worker).startswith("the worker's loop has stood still for 1")
-        finally:
-            held.set()
-            thread.join(20)
-        assert not thread.is_alive()
-
-
-# -------------------------------------------------------------- deploy/
-
-
-BOARD = json.loads((DEPLOY / "grafana" / "aoi-line.json").read_text())
-ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
-RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
-PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
-FILLED = {"$__rate_interval": "1m", "$__range": "1h", "$line": ".*"}
-PROMETHEUS_OWN = {"up"}
-
-
-def filled(expression: str) -> str:
-    """As Grafana sends it; a variable that Grafana does not know stays, and the parser refuses it."""
-    for variable, value in FILLED.items():
-        expression = expression.replace(variable, value)
-    return expression
-
-
-QUERIES = [(f"{p['title']}, {t['refId']}", filled(t["expr"])) for p in PANELS for t in p["targets"]]
-QUERIES += [(rule["alert"], rule["expr"]) for rule in RULES]
-
-
-def selectors(query: str) -> list[tuple[str, set[str]]]:
-    """The metrics that an expression asks for, and the labels it matches them by; fails where it does not parse."""
-    nodes: list[Any] = []
-    walk(parse_promql(query), nodes.append)
-    found = [node for node in nodes if isinstance(node, VectorSelector)]
-    return [(node.name or "", {matcher.name for matcher in node.matchers.matchers}) for node in found]
-
-
-@pytest.mark.parametrize(("where", "query"), QUERIES, ids=[where for where, _ in QUERIES])
-def test_every_query_parses_and_asks_for_what_is_told(said: Said, where: str, query: str) -> None:
-    """Every metric and label that a panel or an alert names is in the output of a running worker or producer."""
-    labels: dict[str, set[str]] = {}
-    for name, has in (*numbers(said.worker), *numbers(said.producer)):
-        labels.setdefault(name, set()).update(dict(has))
-    asked = selectors(query)
-    assert asked
-    for name, matched in asked:
-        assert name in labels.keys() | PROMETHEUS_OWN, f"{where}: {name} does not exist"
-        assert matched <= labels.get(name, set()) | {"job", "instance"}, f"{where}: {name} has no such label"
-    grouped = {label for by in re.findall(r"\bby \(([^)]*)\)", query) for label in re.split(r",\s*", by)}
-    assert grouped <= set().union(*(labels.get(name, set()) for name, _ in asked)), where
-
-
-def test_ledger_numbers_are_never_summed_over_processes(said: Said) -> None:
-    """Every process tells the same ledger: without max or min first, three processes would count each frame thrice."""
-    ledger = names(said.worker) & names(said.producer)
-    for where, query in QUERIES:
-        for name in (name for name in ledger if name.startswith("aoi_") and re.search(rf"\b{name}\b", query)):
-            assert re.search(rf"(max|min) by \([^)]*\) \((rate\(|increase\()?{name}\b", query), f"{where}: {name}"
-
-
-def test_dashboard_is_one_for_any_datasource_and_line() -> None:
-    """It imports without edits: the datasource and the line are variables that every query uses; nothing overlaps."""
-    assert [v["name"] for v in BOARD["templating"]["list"]] == ["datasource", "line"]
-    own = {"type": "prometheus", "uid": "${datasource}"}
-    for panel in PANELS:
-        assert panel["datasource"] == own, panel["title"]
-        for target in panel["targets"]:
-            assert target["datasource"] == own, panel["title"]
-            assert 'line=~"$line"' in target["expr"], panel["title"]
-    taken: set[tuple[int, int]] = set()
-    for panel in BOARD["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert at["x"] + at["w"] <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
-    numbered = [panel["id"] for panel in BOARD["panels"]]
-    assert len(numbered) == len(set(numbered))
-
-
-def test_dashboard_fits_grafanas_own_schema() -> None:
-    """Read and written again by Grafana's SDK, made from Grafana's schema: nothing lost, so nothing misspelt."""
-    if sys.version_info < (3, 11):
-        pytest.skip("Grafana's SDK needs Python 3.11")
-    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
-    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
-    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
-    plugins.register_default_plugins()
-    written = json.loads(encoder.JSONEncoder().encode(models.Dashboard.from_json(BOARD)))
-    assert list(lost(BOARD, written, "")) == []
-
-
-def lost(wanted: Any, found: Any, path: str) -> Iterator[str]:
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key, value in wanted.items():
-            yield from lost(value, found[key], f"{path}/{key}") if key in found else [f"{path}/{key}"]
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
-            yield from lost(one, other, f"{path}[{number}]")
-    elif wanted != found:
-        yield path
-
-
-def test_alerts_say_what_happened_and_what_to_do() -> None:
-    """Each has a severity, a summary that names the line or the process, and a next step; what must not be is there."""
-    assert len({rule["alert"] for rule in RULES}) == len(RULES)
-    for rule in RULES:
-        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
-        assert rule["labels"]["severity"] in ("critical", "warning")
-        assert "{{ $labels." in rule["annotations"]["summary"], rule["alert"]
-        assert len(rule["annotations"]["description"]) > 20
-    asked = " ".join(rule["expr"] for rule in RULES)
-    needed = ("ledger_balanced", "workers_alive", "deadline_failsafe", "dead_frames", "engine_errors", "stream_up")
-    assert all(word in asked for word in needed)
-
-
-def test_scrape_config_loads_the_alerts_and_gives_up_in_time() -> None:
-    """The rules it names lie beside it, and a scrape may take longer than the process ever waits for its stream."""
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
-    assert all((DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"])
-    (job,) = config["scrape_configs"]
-    assert f'up{{job="{job["job_name"]}"}}' in " ".join(rule["expr"] for rule in RULES)
-    assert 2.0 < float(job["scrape_timeout"].rstrip("s")) < float(config["global"]["scrape_interval"].rstrip("s"))
