@@ -24,7 +24,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import rle
+from engines import rle
 from pipeline.errors import WireError
 from pipeline.image_header import MAX_PIXELS, MAX_SIDE, Kind, Size, declared_size
 from pipeline.msgpack_map import unpack_map

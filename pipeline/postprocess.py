@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import rle
+from engines import rle
 from pipeline.messages import Defect, Judgement
 from pipeline.recipe import Accept, Recipe
 
@@ -84,12 +84,19 @@ def _defect(
     )
 
 
-def judge(defects: Sequence[Defect], p_defect: float, recipe: Recipe) -> tuple[Judgement, str]:
-    """(judgement, reason) of one frame: NG names the first class that broke its rule."""
+def judge(
+    defects: Sequence[Defect], p_defect: float, recipe: Recipe, scores: Sequence[float] = ()
+) -> tuple[Judgement, str]:
+    """(judgement, reason) of one frame: NG names the first class that broke its rule.
+
+    Without a region, the likeliest defect class of `scores`: the classifier's, of the tile whose P(defect) this is.
+    """
     for name in dict.fromkeys(defect.class_name for defect in defects):
         of_class = [defect for defect in defects if defect.class_name == name]
         if not _acceptable(of_class, [rule for rule in recipe.accept if rule.class_name == name]):
             return "NG", name
+    if not defects and p_defect >= recipe.judge.ng_above:
+        return "NG", _likeliest_defect(scores, recipe)
     if not defects and p_defect >= recipe.judge.review_above:
         return "REVIEW", "no_region"
     return "OK", ""
@@ -130,7 +137,11 @@ def judge_scores(scores: Sequence[float], recipe: Recipe) -> tuple[Judgement, st
     """(judgement, reason) in mode `classify`: NG from the threshold on, named by the likeliest defect class."""
     if 1.0 - scores[0] < recipe.classifier.threshold:
         return "OK", ""
-    return "NG", recipe.classifier.classes[1 + int(np.argmax(scores[1:]))]
+    return "NG", _likeliest_defect(scores, recipe)
+
+
+def _likeliest_defect(scores: Sequence[float], recipe: Recipe) -> str:
+    return recipe.classifier.classes[1 + int(np.argmax(scores[1:]))]
 
 
 def audited(frame_id: str, share: float) -> bool:

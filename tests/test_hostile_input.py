@@ -16,8 +16,8 @@ from conftest import make_frame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engines import rle
 from engines.base import EngineSpec
-from pipeline import rle
 from pipeline.errors import RecipeError, SourceError, WireError
 from pipeline.inspector import prepare
 from pipeline.messages import MAX_BODY_BYTES, MAX_DEFECTS, Defect, Encoding, Frame, PixelFormat, Verdict

@@ -17,7 +17,7 @@ from conftest import make_frame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import rle
+from engines import rle
 from pipeline.errors import WireError
 from pipeline.messages import (
     JUDGEMENTS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_frame, wait_until
 
-from pipeline import rle
+from engines import rle
 from pipeline.errors import DiskError
 from pipeline.messages import Defect, Frame, Judgement, Verdict
 from pipeline.overlay import LONGEST_SIDE, SHORTEST_SIDE, OverlayFolder, draw

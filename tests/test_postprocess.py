@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import rle
+from engines import rle
 from pipeline.messages import Defect
 from pipeline.postprocess import audited, find_defects, judge, judge_scores
 from pipeline.recipe import Recipe, parse_recipe
@@ -216,6 +216,17 @@ def test_suspicion_without_a_region_goes_to_review() -> None:
     assert judge([], 1.0, recipe_with()) == ("OK", "")
     assert judge([defect()], 1.0, recipe) == ("OK", "")
     assert judge([defect("scratch")], 1.0, recipe) == ("NG", "scratch")
+
+
+def test_sure_classifier_makes_a_frame_without_a_region_ng() -> None:
+    """Named by its likeliest defect class, before REVIEW; by default never; an accepted region has explained it."""
+    accept = [{"class": "pit", "max_area_px": 4}]
+    recipe = recipe_with(accept, judge={"review_above": 0.5, "ng_above": 0.9})
+    assert judge([], 0.9, recipe, [0.1, 0.2, 0.7]) == ("NG", "pit")
+    assert judge([], 0.9, recipe, [0.1, 0.6, 0.3]) == ("NG", "scratch")
+    assert judge([], 0.89, recipe, [0.11, 0.6, 0.29]) == ("REVIEW", "no_region")
+    assert judge([defect()], 0.9, recipe, [0.1, 0.2, 0.7]) == ("OK", "")
+    assert judge([], 1.0, recipe_with(), [0.0, 0.5, 0.5]) == ("OK", "")
 
 
 def test_scores_alone_judge_in_mode_classify() -> None:

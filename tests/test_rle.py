@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import rle
+from engines import rle
 
 DATA = Path(os.environ.get("AOI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -144,3 +144,32 @@ def test_severstal_rows_come_back_to_the_letter() -> None:
         mask = rle.decode(rle.from_text(text), (256, 1600))
         assert mask.shape == (256, 1600)
         assert rle.to_text(rle.encode(mask)) == text
+
+
+@given(masks())
+def test_cocos_string_holds_the_counts(mask: np.ndarray) -> None:
+    """Packed and unpacked, as text or as bytes, the counts are the same."""
+    counts = rle.to_counts(rle.encode(mask), mask.shape)
+    text = rle.counts_to_text(counts)
+    assert rle.counts_from_text(text) == rle.counts_from_text(text.encode()) == counts
+
+
+@given(st.lists(st.integers(0, 1 << 34)))
+def test_cocos_string_holds_counts_of_any_size(counts: list[int]) -> None:
+    """Differences of either sign and of several characters come back."""
+    assert rle.counts_from_text(rle.counts_to_text(counts)) == counts
+
+
+def test_cocos_string_worked_by_hand() -> None:
+    """40 is 8 and more, then 1: `X1`; from the fourth on differences: 4-1=3, 5-40=-35 is 29 and more, then -2: `mN`."""
+    counts = [6, 1, 40, 4, 5, 4, 5, 4, 21]
+    assert rle.counts_to_text(counts) == "61X13mN000`0"
+    assert rle.counts_from_text("61X13mN000`0") == counts
+    assert rle.counts_from_text("") == []
+
+
+@pytest.mark.parametrize("text", ["X", "1~", "1 2", "ü", "o" * 50 + "0", "O", "123P", b"\xff"])
+def test_a_string_that_is_no_code_is_refused(text: str | bytes) -> None:
+    """Cut off, foreign characters, a number without end, a negative count: ValueError."""
+    with pytest.raises(ValueError, match="COCO"):
+        rle.counts_from_text(text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_frame
 
-from pipeline import rle
+from engines import rle
 from pipeline.messages import Defect, Judgement, Verdict
 from pipeline.scoring import MaskTruths, PanelTruths, Score, Truth
 from pipeline.sources.directory import list_images

@@ -3,8 +3,8 @@
 A code is a flat uint32 array `[start, length, start, length, …]`, starts strictly growing. Column-major
 means that the pixel index runs down the first column, then down the second (numpy order "F").
 COCO's uncompressed counts are the alternating run lengths of 0s and 1s in the same pixel order, the zeros
-first (pycocotools, `mask.py`). Other code in this field mixes 0-indexed and row-major forms; nothing here
-converts silently.
+first (pycocotools, `mask.py`); its compressed string packs them into text. Other code in this field mixes
+0-indexed and row-major forms; nothing here converts silently.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 Runs = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
+
+MOST_BITS = 40  # of a number in COCO's string: counts of pixels stay far below
 
 
 def encode(mask: npt.NDArray[np.generic]) -> Runs:
@@ -80,3 +82,45 @@ def from_counts(counts: Sequence[int]) -> Runs:
     starts, lengths = ends[0::2][: len(counts) // 2], np.asarray(counts, dtype=np.int64)[1::2]
     keep = lengths > 0
     return np.stack([starts + 1, lengths], axis=1)[keep].astype(np.uint32).ravel()
+
+
+def counts_to_text(counts: Sequence[int]) -> str:
+    """COCO's compressed string (pycocotools, `rleToString`).
+
+    From the fourth on a count is written as its difference to the last but one. Each number goes out in groups of
+    5 bits, the lowest first, as a character from "0" on: bit 0x20 says that more follow, bit 0x10 of the last group
+    is the sign.
+    """
+    text = []
+    for index, count in enumerate(counts):
+        rest = count - counts[index - 2] if index > 2 else count
+        more = True
+        while more:
+            group, rest = rest & 0x1F, rest >> 5
+            more = rest != (-1 if group & 0x10 else 0)
+            text.append(chr(group + (0x20 if more else 0) + 48))
+    return "".join(text)
+
+
+def counts_from_text(text: str | bytes) -> list[int]:
+    """Counts of COCO's compressed string; ValueError when it is cut off, holds another character or a negative count.
+
+    No sum is checked: only the picture's size says whether the counts fill it.
+    """
+    groups = [ord(mark) - 48 for mark in (text.decode("latin-1") if isinstance(text, bytes) else text)]
+    if not all(0 <= group < 64 for group in groups) or (groups and groups[-1] & 0x20):
+        raise ValueError("COCO string is cut off, or holds a character that is none of its code")
+    counts: list[int] = []
+    value = bits = 0
+    for group in groups:
+        value |= (group & 0x1F) << bits
+        bits += 5
+        if bits > MOST_BITS:
+            raise ValueError("COCO string holds a number without end")
+        if not group & 0x20:
+            value -= (group & 0x10) << (bits - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = bits = 0
+    if min(counts, default=0) < 0:
+        raise ValueError("COCO counts hold a negative number")
+    return counts
