@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bench.percentiles import spread
 from bench.report import EngineRun
 from engines.base import Engine, EngineSpec, Pixels, Ticket
+from pipeline.golden_templates import templates_of
 from pipeline.messages import Frame
 from pipeline.preprocess import cut_tiles, plan_tiles, working_image
 from pipeline.recipe import Recipe
@@ -25,7 +26,8 @@ def tiles_of(frames: Sequence[Frame], recipe: Recipe, spec: EngineSpec) -> list[
     """Tiles as the worker would cut them from these frames."""
     tiles: list[npt.NDArray[np.uint8]] = []
     for frame in frames:
-        picture = working_image(frame.image(), recipe, spec.channels)
+        golden = templates_of(recipe).of(frame.reference) if recipe.template.used else None
+        picture = working_image(frame.image(), recipe, spec.channels, golden)
         plan = plan_tiles(picture.shape[0], picture.shape[1], spec.height, spec.width, recipe.picture.overlap)
         tiles += cut_tiles(picture, plan)
     return tiles

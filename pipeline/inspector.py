@@ -22,10 +22,12 @@ import numpy as np
 from engines import open_engine
 from engines.base import Engine, EngineError, EngineOptions, EngineSpec, Kind, Outputs
 from pipeline.errors import WireError
+from pipeline.golden_templates import templates_of
 from pipeline.messages import Judgement, Verdict
 from pipeline.postprocess import Findings, audited, find_defects, judge, judge_scores
 from pipeline.preprocess import cut_tiles, plan_tiles, stitch, to_frame, working_image
 from pipeline.recipe import Recipe
+from pipeline.registration import TemplateError
 from pipeline.stage import Job, Stage, Tile
 from pipeline.stream import Delivery
 
@@ -34,10 +36,13 @@ MARGIN_NS = 5_000_000  # kept free before a deadline for settling, until the wor
 
 
 def prepare(delivery: Delivery, recipe: Recipe, spec: EngineSpec) -> Job:
-    """Decode a frame and cut it into tiles; what cannot be decoded becomes a job that is only a fault."""
+    """Decode a frame and cut it into tiles; what cannot be inspected becomes a job that is only a fault."""
     try:
         image = delivery.frame.image()
-        picture = working_image(image, recipe, spec.channels)
+        golden = templates_of(recipe).of(delivery.frame.reference) if recipe.template.used else None
+        picture = working_image(image, recipe, spec.channels, golden)
+    except TemplateError as error:
+        return Job(delivery, fault=("template", str(error)))
     except WireError as error:
         return Job(delivery, fault=("undecodable", str(error)))
     except MemoryError:
@@ -65,6 +70,7 @@ class Inspector:
         self.first = next(iter(self.stages.values()))
         self.spec = self.first.engine.spec
         _check_same_tiles([stage.engine.spec for stage in self.stages.values()])
+        _check_template(recipe, self.spec)
         self._label = " ".join(f"{kind}@{s.engine.spec.model_hash[:12]}" for kind, s in self.stages.items())
         self._done: list[Done] = []
         self.margin_ns = MARGIN_NS
@@ -208,7 +214,8 @@ class Inspector:
             judgement, reason = judge_scores(worst.tolist(), recipe)
         else:
             findings = self._findings(job)
-            judgement, reason = judge(findings.defects, job.p_defect(), recipe)
+            scores = () if worst is None else worst.tolist()
+            judgement, reason = judge(findings.defects, job.p_defect(), recipe, scores)
         return self._signed(job, judgement, reason, detail, findings)
 
     def _signed(self, job: Job, judgement: Judgement, reason: str, detail: str, findings: Findings) -> Verdict:
@@ -246,6 +253,15 @@ def _check_same_tiles(specs: Sequence[EngineSpec]) -> None:
     shapes = {spec.tile_shape for spec in specs}
     if len(shapes) > 1:
         raise EngineError(f"classifier and segmenter take different tiles ({shapes}); export both alike", "unfit")
+
+
+def _check_template(recipe: Recipe, spec: EngineSpec) -> None:
+    """A template that is missing, or that the networks cannot take, is told at the start."""
+    if recipe.template.used and spec.channels != 3:
+        said = f"the {spec.kind} takes {spec.channels} channel: with [template] it must take 3"
+        raise EngineError(f"{said} (picture, template, difference); export it so, or remove [template]", "unfit")
+    if recipe.template.used:
+        templates_of(recipe)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ MOST_NAMES = 200  # sources and reasons that have a series each; what comes late
 LONGEST_NAME = 120
 OTHER = "other"
 KNOWN_REASONS = (  # there from the start, at 0: a counter that appears at 1 has not risen, for Prometheus
-    *(f"UNINSPECTED {reason}" for reason in ("undecodable", "engine", "shed", "too_large", "poison")),
+    *(f"UNINSPECTED {reason}" for reason in ("undecodable", "template", "engine", "shed", "too_large", "poison")),
     *(f"REVIEW {reason}" for reason in ("no_region", *FAIL_SAFE_REASONS)),
 )
 

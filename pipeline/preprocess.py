@@ -17,9 +17,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engines.contrast import contrasted
 from pipeline.errors import WireError
 from pipeline.messages import Image
 from pipeline.recipe import Recipe
+from pipeline.registration import Align, TemplateError, onto, register, stacked
 
 Gray8 = npt.NDArray[np.uint8]
 Rect = tuple[int, int, int, int]
@@ -56,22 +58,46 @@ def _positions(length: int, tile: int, overlap: int) -> tuple[list[int], list[tu
     return starts, list(itertools.pairwise(cuts))
 
 
-def working_image(image: Image, recipe: Recipe, channels: int) -> Gray8:
+def working_image(image: Image, recipe: Recipe, channels: int, template: Gray8 | None = None) -> Gray8:
     """uint8 [H, W] or [H, W, 3]: region of interest, 8 bits, the network's channels, contrast step, scale.
 
-    Without any of these it is a view of the frame's own pixels.
+    Without any of these it is a view of the frame's own pixels. Where the recipe has a golden template, it is
+    picture, template [H, W] and difference. Raises WireError, and TemplateError where they cannot be compared.
     """
     _check_size(image, recipe.picture.min_size)
+    if recipe.template.used:
+        return _beside(image, template, recipe, channels)
     image = _crop(image, recipe.picture.roi)
     if image.dtype == np.uint16:
         image = _to_8_bits(image, recipe.optics.bit_depth)
     picture = _with_channels(image, channels)
-    picture = _contrast(picture, recipe.picture.contrast)
-    if recipe.picture.scale != 1.0:
-        how = cv2.INTER_AREA if recipe.picture.scale < 1 else cv2.INTER_LINEAR
-        height, width = (max(1, round(side * recipe.picture.scale)) for side in picture.shape[:2])
-        picture = cv2.resize(picture, (width, height), interpolation=how)
-    return picture
+    return _scaled(contrasted(picture, recipe.picture.contrast), recipe)
+
+
+def _beside(image: Image, template: Gray8 | None, recipe: Recipe, channels: int) -> Gray8:
+    """Picture, template and difference of the region of interest: registered by all that can be seen, then cut."""
+    if template is None or channels != 3:
+        raise TemplateError("the recipe's golden template needs a network of 3 channels, and to be given")
+    picture = grey8(image, recipe)
+    found = register(picture, template, cast(Align, recipe.template.align), recipe.template.max_shift_px)
+    pair = [_crop(each, recipe.picture.roi) for each in (picture, onto(picture, template, found))]
+    shown = [contrasted(cast(Gray8, np.ascontiguousarray(each)), recipe.picture.contrast) for each in pair]
+    return stacked(
+        *(_scaled(each, recipe) for each in shown)
+    )  # the difference of what the network sees, as in training
+
+
+def grey8(image: Image, recipe: Recipe) -> Gray8:
+    """uint8 [H, W] of a frame's image or a template. Raises WireError for more bits than the recipe says."""
+    return _with_channels(_to_8_bits(image, recipe.optics.bit_depth) if image.dtype == np.uint16 else image, 1)
+
+
+def _scaled(picture: Gray8, recipe: Recipe) -> Gray8:
+    if recipe.picture.scale == 1.0:
+        return picture
+    how = cv2.INTER_AREA if recipe.picture.scale < 1 else cv2.INTER_LINEAR
+    height, width = (max(1, round(side * recipe.picture.scale)) for side in picture.shape[:2])
+    return cast(Gray8, cv2.resize(picture, (width, height), interpolation=how))
 
 
 def _check_size(image: Image, min_size: Sequence[int]) -> None:
@@ -102,18 +128,6 @@ def _with_channels(image: Image, channels: int) -> Gray8:
     if image.ndim == 2 and channels == 3:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     return cast(Gray8, image)
-
-
-def _contrast(picture: Gray8, step: str) -> Gray8:
-    if step == "none":
-        return picture
-    if picture.ndim == 3:
-        lab = cv2.cvtColor(picture, cv2.COLOR_BGR2LAB)
-        lab[..., 0] = _contrast(np.ascontiguousarray(lab[..., 0]), step)
-        return cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)
-    if step == "equalize":
-        return cv2.equalizeHist(picture)
-    return cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(picture)
 
 
 def cut_tiles(picture: Gray8, plan: TilePlan) -> list[Gray8]:

@@ -19,7 +19,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from engines.contrast import CONTRASTS
 from pipeline.errors import RecipeError
+from pipeline.registration import ALIGNS, MAX_SHIFT_PX
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +31,6 @@ else:
 MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
 MODES = ("cascade", "classify", "segment")
 FAIL_SAFES = ("REVIEW", "NG", "UNINSPECTED")  # never OK: that would be an escape by design
-CONTRASTS = ("none", "equalize", "clahe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,21 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Template:
+    """The golden template that a frame is shown beside; its networks take picture, template and difference."""
+
+    file: str = ""  # image in the model folder, for frames that name no template
+    folder: str = ""  # of images in the model folder: `<folder>/<the frame's reference>.png`
+    align: str = "shift"
+    max_shift_px: float = float(MAX_SHIFT_PX)  # no corner of a frame may lie farther off, in px of the frame
+
+    @property
+    def used(self) -> bool:
+        """Is there one?"""
+        return bool(self.file or self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One stage of the cascade."""
 
@@ -69,6 +85,7 @@ class Judge:
     min_area_px: int = 1  # smaller regions are noise
     min_score: float = 0.0  # regions of less mean confidence are noise
     review_above: float = 1.01  # P(defect) from which a frame without a region goes to REVIEW; > 1: never
+    ng_above: float = 1.01  # P(defect) from which a frame without a region is NG; > 1: never
     audit_share: float = 0.0  # share of frames the classifier passed that the segmenter sees all the same
     fail_safe: str = "REVIEW"  # judgement of a frame that cannot be judged before its deadline
 
@@ -105,6 +122,7 @@ class Recipe:
     mode: str = "cascade"
     optics: Optics = field(default_factory=Optics)
     picture: Picture = field(default_factory=Picture)
+    template: Template = field(default_factory=Template)
     classifier: Model = field(default_factory=Model)
     segmenter: Model = field(default_factory=Model)
     judge: Judge = field(default_factory=Judge)
@@ -225,7 +243,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 def _check(recipe: Recipe) -> None:
     """Every rule is (true?, key, what to write instead)."""
-    b, j, p, o = recipe.batching, recipe.judge, recipe.picture, recipe.optics
+    b, j, p, o, t = recipe.batching, recipe.judge, recipe.picture, recipe.optics, recipe.template
     rules = [
         (recipe.mode in MODES, "mode", f"one of {', '.join(MODES)}"),
         (p.contrast in CONTRASTS, "picture.contrast", f"one of {', '.join(CONTRASTS)}"),
@@ -234,6 +252,10 @@ def _check(recipe: Recipe) -> None:
         (0 < p.scale <= 4, "picture.scale", "above 0 and at most 4"),
         (p.scale * o.smallest_defect_px >= 2, "picture.scale", "such that the smallest defect keeps 2 px"),
         (0 <= p.overlap <= 1024, "picture.overlap", "0…1024 px"),
+        (t.align in ALIGNS, "template.align", f"one of {', '.join(ALIGNS)}"),
+        (0 < t.max_shift_px <= 4096, "template.max_shift_px", "above 0 and at most 4096 px"),
+        ("\0" not in t.file + t.folder, "template.file", "the image's name in the model folder"),
+        (t.used or t == Template(), "template.file", "named, or template.folder"),
         (8 <= o.bit_depth <= 16, "optics.bit_depth", "8…16"),
         (0 <= o.um_per_px < math.inf, "optics.um_per_px", "0 (not known) or more"),
         (0 <= recipe.classifier.threshold <= 1, "classifier.threshold", "a probability, 0…1"),
@@ -241,6 +263,7 @@ def _check(recipe: Recipe) -> None:
         (0 <= j.min_score <= 1, "judge.min_score", "0…1"),
         (j.min_area_px >= 1, "judge.min_area_px", "1 or more"),
         (j.review_above >= 0, "judge.review_above", "0…1, or above 1 for never"),
+        (j.ng_above > 0, "judge.ng_above", "above 0, or above 1 for never"),
         (j.fail_safe in FAIL_SAFES, "judge.fail_safe", f"one of {', '.join(FAIL_SAFES)}"),
         (1 <= b.max_batch <= 1024, "batching.max_batch", "1…1024"),
         (1 <= b.in_flight <= 16, "batching.in_flight", "1…16"),

@@ -76,6 +76,15 @@ def test_every_mode_judges(tmp_path: Path, stack: ExitStack, mode: str) -> None:
     assert bool(verdicts[1].masks) == (mode != "classify")
 
 
+def test_sure_classifier_alone_makes_a_frame_ng(tmp_path: Path, stack: ExitStack) -> None:
+    """With `ng_above`, a frame whose regions are all noise is NG, named by the classifier; without, it is OK."""
+    for above, expected in ((0.9, ("NG", "scratch")), (1.01, ("OK", ""))):
+        recipe = fake_recipe(tmp_path, judge={"min_area_px": 100, "ng_above": above})
+        verdict = inspect(inspector_for(recipe, stack), [make_frame(0, bright=True)])[0]
+        assert (verdict.judgement, verdict.reason) == expected
+        assert verdict.defects == ()
+
+
 def test_frame_larger_than_the_network_is_tiled_and_stitched(tmp_path: Path, stack: ExitStack) -> None:
     """A defect across a tile border comes out whole and once, at its place in the frame."""
     frame = make_frame(0, size=150)
