@@ -18,17 +18,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from bench.commands import bench
 from engines import EngineError
+from engines.datasets.labelled import DatasetError
+from engines.datasets.low_contrast import LowContrast, write_folder
 from pipeline import demo as demo_
 from pipeline import doctor as doctor_
 from pipeline import tables
 from pipeline.daemon_commands import produce_, work
-from pipeline.errors import AoiError, Exit
+from pipeline.dataset_commands import dataset
+from pipeline.errors import AoiError, Exit, SourceError
+from pipeline.evaluate_command import evaluate_
 from pipeline.ledger_commands import audit, results, status
 from pipeline.options import as_json, option, simulator_options
 from pipeline.recipe import load_recipe
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
 from pipeline.stream import Audit
+from pipeline.training_commands import export, train
 
 log = logging.getLogger("aoi")
 
@@ -173,23 +178,30 @@ def doctor(url: str, as_json: bool) -> int:
 
 @aoi.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@option("--frames", type=click.IntRange(1), default=1000, help="How many panels.")
+@option("--frames", type=click.IntRange(1), default=1000, help="How many pictures.")
+@option("--kind", type=click.Choice(["panel", "low-contrast"]), default="panel", help="What they show.")
+@option("--faint", type=click.FloatRange(0.1, 100), default=3.0, help="low-contrast: grey levels of a defect.")
+@option("--grain", type=click.FloatRange(0, 100), default=7.0, help="low-contrast: deviation of the Gaussian noise.")
 @simulator_options
-def simulate(
-    folder: Path,
-    frames: int,
-    simulator: PanelSimulator,
-) -> None:
-    """Write simulated panels with pixel truth into FOLDER: image/, label/ and classes.txt, for training.
+def simulate(folder: Path, frames: int, kind: str, faint: float, grain: float, simulator: PanelSimulator) -> None:
+    """Write simulated pictures with pixel truth into FOLDER: image/, label/ and classes.txt, for training.
 
     \b
     aoi simulate ./panels --frames 3000 --seed 1
+    aoi simulate ./faint --kind low-contrast --frames 2000 --faint 3 --grain 7
     """
-    render_folder(simulator, folder, frames)
-    click.echo(f"{frames} panels written to {folder}", err=True)
+    if kind == "panel":
+        render_folder(simulator, folder, frames)
+    else:
+        generator = LowContrast(seed=simulator.seed, size=simulator.size, noise_sigma=grain, contrast=(faint, faint))
+        try:
+            write_folder(generator, folder, frames)
+        except DatasetError as error:
+            raise SourceError(str(error)) from error
+    click.echo(f"{frames} pictures written to {folder}", err=True)
 
 
-for command in (produce_, work, results, status, audit, bench):
+for command in (produce_, work, results, status, audit, dataset, train, evaluate_, export, bench):
     aoi.add_command(command)
 
 if __name__ == "__main__":

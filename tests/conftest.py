@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from metrics_scrapes import Said, get, health, process, total
-from training_pictures import grey, save
+from training_pictures import write_pictures_with_defects
 
 from pipeline.broker import Broker
 from pipeline.cli import bench_main
@@ -117,18 +117,9 @@ def said(redis_url: str, recipe_folder: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def indexed_folder(tmp_path: Path) -> Path:
-    """Twelve 64×64 pictures in the simulator's form; every second one carries a dark square of class 2."""
-    rng = np.random.default_rng(5)
-    for number in range(12):
-        pixels, labels = rng.normal(120, 4, (64, 64)), grey(0, 64, 64)
-        if number % 2:
-            y, x = rng.integers(4, 48, 2)
-            pixels[y : y + 12, x : x + 12] -= 60
-            labels[y : y + 12, x : x + 12] = 2
-        save(tmp_path / "image" / f"{number:06d}.png", pixels.clip(0, 255).astype(np.uint8))
-        save(tmp_path / "label" / f"{number:06d}.png", labels)
-    (tmp_path / "classes.txt").write_text("normal\nvoid\nparticle\n")
-    return tmp_path
+    """24 pictures of 64 × 64 px in the simulator's form: good, bright square, bright line, in turn."""
+    write_pictures_with_defects(tmp_path / "data", 24)
+    return tmp_path / "data"
 
 
 def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -1,6 +1,7 @@
 """How the networks are made: pictures with masks in, ONNX files of the engine contract out; knows no frame.
 
-The way of a picture: `dataset` finds and reads it, `split` says on which side it is, `tiles` cuts it and
-`augment` varies it, `fit` teaches one of the `nets` with one of the `losses`, `export` writes the ONNX file,
-and `cascade` with `measure` report what the written files are worth on pictures that never taught anything.
+The way of a picture: `engines.datasets` finds and reads it, `geometry` chooses how it is scaled and cut, `tiles`
+cuts it, `draw` takes its turn and `augment` varies it. The way of a network: `presets` names it, `teach` makes a
+task of it with a loss and a score, `fit` teaches it, `kept_weights` keeps what it learnt, `export` writes the ONNX
+file; `make_model` goes the whole way.
 """

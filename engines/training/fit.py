@@ -1,180 +1,216 @@
-"""How a network is taught: seeded steps, the best validated checkpoint, an early end; it knows no network."""
+"""How a network is taught: seeded steps, looks at the validation pictures, checkpoints; it knows no network.
+
+A training that was killed goes on where its last checkpoint was, and ends with the same weights as one that was
+not: step, optimiser, averages and best weights are kept, and every step's tiles and dropout follow from the seed
+and the step's number alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from engines.training.augment import Variation, draw_tile, pasted
-from engines.training.dataset import Picture
-from engines.training.tiles import AMBIGUOUS, Tile, TileShape
+from engines.datasets.labelled import DatasetError
+from engines.training.draw import BalancedDraw, Batch, batches
+from engines.training.schedule import TIMED, Schedule, affordable, rate
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast."""
-
-    epochs: int = 30
-    tiles: int = 800  # drawn per epoch
-    batch: int = 16
-    learning_rate: float = 3e-3  # the peak of one cycle (Smith 2018, arXiv:1803.09820)
-    patience: int = 12  # epochs without a better validation score before the end
-    seed: int = 1
-    half: bool = True  # bfloat16 inside the network: twice as fast on CPUs that have it
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return max(1, self.tiles // self.batch)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Tiles as tensors."""
-
-    pixels: Tensor  # float32 [N, 1, H, W], 0 … 255
-    labels: Tensor  # int64 [N, H, W]
-    classes: Tensor  # int64 [N]
-
-
-def as_batch(tiles: list[Tile]) -> Batch:
-    """Stack tiles of one size."""
-    pixels = torch.from_numpy(np.stack([tile.pixels for tile in tiles])).float().unsqueeze(1)
-    labels = torch.from_numpy(np.stack([tile.labels for tile in tiles])).long()
-    classes = torch.tensor([tile.class_index for tile in tiles])
-    return Batch(pixels.contiguous(memory_format=torch.channels_last), labels, classes)
-
-
-class BalancedDraw:
-    """Draws training tiles: a fixed share of good pictures, then every defect class and tile group alike."""
-
-    def __init__(
-        self, pictures: list[Picture], shape: TileShape, variation: Variation, good_share: float = 0.5
-    ) -> None:
-        self._shape, self._variation, self._good_share = shape, variation, good_share
-        self._groups: dict[int, dict[str, list[Picture]]] = {}
-        for picture in pictures:
-            if not picture.unmarked:
-                groups = self._groups.setdefault(picture.class_index, {})
-                groups.setdefault(picture.sample.group, []).append(picture)
-        self._defects = sorted(set(self._groups) - {0})
-
-    def tiles(self, count: int, rng: np.random.Generator) -> list[Tile]:
-        """`count` tiles, none of them ambiguous."""
-        drawn: list[Tile] = []
-        while len(drawn) < count:
-            tile = draw_tile(self._picture(rng), self._shape, self._variation, rng)
-            if tile.class_index == 0 and self._defects and rng.random() < self._variation.paste:
-                donor = draw_tile(self._any(self._defects, rng), self._shape, self._variation, rng)
-                tile = pasted(tile, donor, self._shape.sliver)
-            if tile.class_index != AMBIGUOUS:
-                drawn.append(tile)
-        return drawn
-
-    def _picture(self, rng: np.random.Generator) -> Picture:
-        good = 0 in self._groups and (not self._defects or rng.random() < self._good_share)
-        return self._any([0] if good else self._defects, rng)
-
-    def _any(self, classes: list[int], rng: np.random.Generator) -> Picture:
-        groups = self._groups[classes[rng.integers(len(classes))]]
-        pictures = groups[sorted(groups)[rng.integers(len(groups))]]
-        return pictures[rng.integers(len(pictures))]
+Weights = dict[str, Tensor]
+UNREADABLE = (OSError, EOFError, pickle.UnpicklingError)
+UNFIT = (RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """What is taught: where tiles come from, what is minimised, and what says how good the network is.
 
-    `score_of` is called after every epoch, in evaluation mode without gradients; higher is better.
+    `score_of` is called in evaluation mode without gradients; higher is better. `taught` are the parameters that
+    come already taught.
     """
 
     draw: BalancedDraw
-    loss_of: Callable[[Batch], Tensor]
-    score_of: Callable[[], float]
+    loss_of: Callable[[nn.Module, Batch, float], Tensor]  # network, batch, progress 0 … 1
+    score_of: Callable[[nn.Module], float]
+    taught: frozenset[str] = frozenset()
+    device: str = "cpu"
 
 
-def fit(net: nn.Module, task: Task, schedule: Schedule, console: Console | None = None) -> float:
-    """Teach `net` in place and leave it with its best validated weights; returns their score."""
-    torch.manual_seed(schedule.seed)
-    net.to(memory_format=torch.channels_last)
-    total = schedule.epochs * schedule.steps
-    steps = _steps(net, task, schedule, total)
-    best, best_epoch, best_weights = -np.inf, 0, net.state_dict()
-    with _progress(console) as bar:
-        watched = bar.track(steps, total=total, description="training")
-        for epoch in range(1, schedule.epochs + 1):
-            net.train()
-            loss = np.mean(list(islice(watched, schedule.steps)))
-            score = _scored(net, task.score_of)
-            bar.console.print(f"epoch {epoch:3d}  loss {loss:.4f}  validation {score:.4f}")
-            if score > best:
-                best, best_epoch, best_weights = score, epoch, deepcopy(net.state_dict())
-            elif epoch - best_epoch >= schedule.patience:
-                bar.console.print(f"no better for {schedule.patience} epochs: ended early")
-                break
-    net.load_state_dict(best_weights)
+@dataclass
+class State:
+    """Everything a training is at a step."""
+
+    step: int = 0
+    steps: int = 0  # in all
+    best_score: float = -math.inf
+    best_look: int = 0
+    average: Weights = field(default_factory=dict)
+    best: Weights = field(default_factory=dict)
+    history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, score
+
+
+def fit(net: nn.Module, task: Task, schedule: Schedule, checkpoint: Path, console: Console | None = None) -> State:
+    """Teach `net` in place and leave it with its best validated weights; returns how it went.
+
+    Goes on from `checkpoint` if that file is there; it is rewritten at every look and removed by nobody here.
+    Raises DatasetError when the loss is not a number any more, and for a checkpoint that is not this training's.
+    """
+    net.to(task.device, memory_format=torch.channels_last)
+    optimiser = _optimiser(net, task, schedule)
+    state = _resumed(net, optimiser, checkpoint, task.device) or State(steps=schedule.steps, average=_copied(net))
+    with _bar(console) as bar:
+        _teach(net, optimiser, task, schedule, state, checkpoint, bar)
+    net.load_state_dict(state.best)
     net.eval()
-    return float(best)
+    return state
 
 
-def _steps(net: nn.Module, task: Task, schedule: Schedule, total: int) -> Iterator[float]:
-    """Take one step after another; yields the loss of each."""
-    optimiser = torch.optim.AdamW(net.parameters(), lr=schedule.learning_rate, weight_decay=0.02)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.learning_rate, total_steps=total, pct_start=0.2)
-    for batch in _drawn_ahead(task.draw, schedule, total):
-        optimiser.zero_grad(set_to_none=True)
-        with half_precision(schedule.half):
-            loss = task.loss_of(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
-        rate.step()
-        yield loss.item()
+def _teach(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    task: Task,
+    schedule: Schedule,
+    state: State,
+    checkpoint: Path,
+    bar: Progress,
+) -> None:
+    started, first, losses = time.monotonic(), state.step, []
+    line = bar.add_task("training", total=state.steps, completed=state.step)
+    if first:
+        bar.console.print(f"going on from step {first} of {state.steps}", highlight=False)
+    if _ended(state, schedule):
+        return
+    source = batches(task.draw, schedule.batch, schedule.seed, range(state.step, state.steps))
+    look_every = max(1, state.steps // schedule.looks)
+    for batch in source:
+        losses.append(_step(net, optimiser, task, schedule, state, batch))
+        if state.step == TIMED and schedule.minutes:
+            state.steps = affordable(schedule, (time.monotonic() - started) / (state.step - first))
+            look_every = max(1, state.steps // schedule.looks)
+        bar.update(line, total=state.steps, completed=state.step)
+        if state.step % look_every == 0 or state.step == state.steps:
+            loss = sum(losses) / len(losses)
+            losses.clear()
+            _look(net, task, schedule, state, loss, bar)
+            _save(net, optimiser, state, checkpoint)
+        if _ended(state, schedule):
+            if state.step < state.steps:
+                bar.console.print(f"no better for {schedule.patience} looks: ended early", highlight=False)
+            return
 
 
-def half_precision(half: bool) -> AbstractContextManager[Any]:
-    """bfloat16 for the heavy layers, or nothing."""
-    context: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    return context
+def _ended(state: State, schedule: Schedule) -> bool:
+    """Asked after a look, and of a checkpoint, which may be the last one of a training that was through."""
+    return state.step >= state.steps or len(state.history) - state.best_look >= schedule.patience
 
 
-def _scored(net: nn.Module, score_of: Callable[[], float]) -> float:
+def _step(
+    net: nn.Module, optimiser: torch.optim.Optimizer, task: Task, schedule: Schedule, state: State, batch: Batch
+) -> float:
+    torch.manual_seed(schedule.seed * 1_000_003 + state.step)  # dropout
+    progress = state.step / state.steps
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * rate(progress)
+    net.train()
+    with half_precision(task.device):
+        loss = task.loss_of(net, batch.to(task.device), progress)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    slope, value = float(nn.utils.clip_grad_norm_(net.parameters(), 5.0)), loss.item()
+    if not math.isfinite(value + slope):
+        said = f"the loss of step {state.step + 1} is {value:g}, its slope {slope:g}"
+        raise DatasetError(f"{said}; train with a lower --rate")
+    optimiser.step()
+    state.step += 1
+    _averaged(state, net, schedule.average)
+    return value
+
+
+def _look(net: nn.Module, task: Task, schedule: Schedule, state: State, loss: float, bar: Progress) -> None:
+    """Validate the averaged weights and keep them if they are the best."""
+    own = _copied(net)
+    net.load_state_dict(state.average)
     net.eval()
     with torch.no_grad():
-        return score_of()
+        score = task.score_of(net)
+    if not math.isfinite(score):
+        raise DatasetError(f"the validation score of step {state.step} is {score:g}; train with a lower --rate")
+    state.history.append((state.step, loss, score))
+    bar.console.print(f"step {state.step:5d}  loss {loss:.4f}  validation {score:.4f}", highlight=False)
+    if score > state.best_score:
+        state.best_score, state.best_look, state.best = score, len(state.history), _copied(net)
+    net.load_state_dict(own)
 
 
-def _drawn_ahead(draw: BalancedDraw, schedule: Schedule, count: int) -> Iterator[Batch]:
-    """Batches in a fixed order; the next one is drawn while the network works on this one."""
-    rng = np.random.default_rng(schedule.seed)
-    with ThreadPoolExecutor(1) as drawing:
-
-        def ask() -> Any:
-            return drawing.submit(lambda: as_batch(draw.tiles(schedule.batch, rng)))
-
-        waiting = ask()
-        for _ in range(count):
-            ready, waiting = waiting.result(), ask()
-            yield ready
+def half_precision(device: str) -> AbstractContextManager[Any]:
+    """bfloat16 for the heavy layers where the device is faster with it, or nothing."""
+    fast = device.startswith("cuda") or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    context: AbstractContextManager[Any] = nullcontext()
+    return torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16) if fast else context
 
 
-def _progress(console: Console | None) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console or Console(stderr=True))
+def _optimiser(net: nn.Module, task: Task, schedule: Schedule) -> torch.optim.Optimizer:
+    named = [(name, weights) for name, weights in net.named_parameters() if weights.requires_grad]
+    peaks = (schedule.learning_rate, schedule.learning_rate * schedule.taught_share)
+    groups = [
+        {"params": [weights for name, weights in named if (name in task.taught) == taught], "peak": peak, "lr": peak}
+        for taught, peak in enumerate(peaks)
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=schedule.decay)
+
+
+def _copied(net: nn.Module) -> Weights:
+    return {name: values.detach().clone() for name, values in net.state_dict().items()}
+
+
+@torch.no_grad()
+def _averaged(state: State, net: nn.Module, average: float) -> None:
+    """Move the averages on; early ones follow faster, so that the start is soon forgotten."""
+    kept = min(average, (state.step + 1) / (state.step + 10)) if average else 0.0
+    for name, values in net.state_dict().items():
+        if values.dtype.is_floating_point:
+            state.average[name].lerp_(values, 1 - kept)
+        else:
+            state.average[name].copy_(values)
+
+
+def _save(net: nn.Module, optimiser: torch.optim.Optimizer, state: State, checkpoint: Path) -> None:
+    """In one step: a training that is killed while it writes finds the checkpoint before this one."""
+    beside = checkpoint.with_suffix(".part")
+    try:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}, beside)
+        os.replace(beside, checkpoint)
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
+        raise DatasetError(f"{checkpoint} cannot be written; make room, or choose another folder") from error
+
+
+def _resumed(net: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path, device: str) -> State | None:
+    if not checkpoint.is_file():
+        return None
+    try:
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        net.load_state_dict(kept["net"])
+        optimiser.load_state_dict(kept["optimiser"])
+        state = State(**kept["state"])
+    except (*UNREADABLE, *UNFIT) as error:
+        raise DatasetError(f"{checkpoint} is of another training; remove it, or choose another folder") from error
+    for weights in (state.average, state.best):
+        weights.update({name: values.to(device) for name, values in weights.items()})
+    return state
+
+
+def _bar(console: Console | None) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = (TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *left, console=console or Console(stderr=True))
