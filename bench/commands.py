@@ -1,9 +1,10 @@
-"""`bench single`, `batch` and `compare`: parse → build a plan → measure → show, keep and draw; the rest joins in."""
+"""`bench single`, `batch`, `models`, `compare`: parse → build a plan → measure → show, keep, draw; others join in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import compare as compare_
+from bench import models_compared as models_
+from bench import models_report
 from bench import report as report_
 from bench.beside import draw_beside
 from bench.endurance.commands import chaos, soak
 from bench.load import Pictures
 from bench.measure import Plan, Tell, doubling, measure
+from bench.models_table import show_models
 from bench.table import WIDTH, show_comparison, show_report
+from bench.untaught import write_untaught
 from engines import ENGINES
 from pipeline.options import as_json, option, simulator_options
 from pipeline.recipe import load_recipe
@@ -35,6 +40,7 @@ def bench() -> None:
     \b
     bench single                                     one frame at a time
     bench batch --max-batch 16 --seconds 30          batches of 1, 2, 4, 8, 16
+    bench models runs/mine runs/theirs               accuracy against speed
     bench compare runs/bench/A.json runs/bench/B.json
     """
 
@@ -97,6 +103,70 @@ def batch(max_batch: int, **options: Any) -> None:
     bench batch --deadline-ms 100 --load 70 --load 150 --load 200
     """
     _measure("batch", doubling(max_batch), options)
+
+
+@bench.command()
+@click.argument("folders", nargs=-1, metavar="[MODEL]...")
+@option("--untrained", default="", metavar="NAME,NAME…", help="Networks as they are before they were taught, too.")
+@option("--tile", type=click.IntRange(32, 4096), nargs=2, default=(256, 256), help="Of --untrained: height, width, px.")
+@option("--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="A batch size besides 1 [default: 8].")
+@option("--max-batch", type=click.IntRange(1, 1024), help="Batches of 1, 2, 4 … up to this instead.")
+@option("--rounds", type=click.IntRange(1), default=5, help="Turns of every model; the median counts.")
+@option("--seconds", type=click.FloatRange(0.01), default=1.0, help="Of a network's turn at each batch size.")
+@option("--accuracy", type=click.Choice(models_.ACCURACIES), default="dice", help="Which one of evaluation.json.")
+@option("--against", default="", metavar="NAME", help="Model the others are compared with [default: the first].")
+@option("--engine", type=click.Choice(list(ENGINES)), default="cpu", help="The same for all.")
+@option("--threads", type=click.IntRange(0), default=0, help="The same for all; 0: every core.")
+@option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/bench"), help="Report and plot.")
+@as_json
+def models(folders: tuple[str, ...], untrained: str, tile: tuple[int, int], **options: Any) -> None:
+    """Accuracy against speed of several models, measured in one run.
+
+    MODEL is a model folder or a shipped name. All models take turns in every round, so that a busy machine disturbs
+    all alike. Accuracy is what `aoi evaluate MODEL … --report MODEL` left in the folder; without one a model is
+    measured all the same. Tiles differ in size, so models are compared per megapixel of tile.
+
+    \b
+    bench models runs/inline runs/lcd-unet runs/low-contrast --against lcd-unet
+    bench models panel --untrained unet-64,unet-16,lcd-unet --against unet-64 --max-batch 8
+    """
+    messages = _console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="aoi-bench-") as scratch:
+        names = [name for name in dict.fromkeys(untrained.split(",")) if name]
+        contenders = _contenders(folders, write_untaught(names, tile, Path(scratch)) if names else ())
+        plan = _models_plan(contenders, options)
+        report_.make_folder(options["out"])
+        with _progress(messages, plan.steps) as tell:
+            report = models_.compare_models(plan, tell)
+    path = models_report.save(report, options["out"])
+    (messages if options["as_json"] else _console()).print(show_models(report))
+    draw_beside("bench.models_plot", report, path, messages)
+    messages.print(f"report: {path}", soft_wrap=True)
+    if options["as_json"]:
+        click.echo(json.dumps(report.as_json()))
+
+
+def _contenders(folders: Sequence[str], untaught: Iterable[tuple[str, Path]]) -> list[models_.Contender]:
+    """Folders first; every recipe is read before anything is written or measured."""
+    recipes = [load_recipe(folder) for folder in folders]
+    names = models_.names_of([recipe.folder for recipe in recipes])
+    taught = [models_.Contender(*each) for each in zip(names, recipes, strict=True)]
+    written = [models_.Contender(f"{name} (untaught)", load_recipe(str(path)), True) for name, path in untaught]
+    if not taught and not written:
+        raise click.UsageError("give model folders, or networks with --untrained")
+    return taught + written
+
+
+def _models_plan(contenders: Sequence[models_.Contender], given: dict[str, Any]) -> models_.Plan:
+    if given["batches"] and given["max_batch"]:
+        raise click.UsageError("give --batch or --max-batch, not both")
+    names, against = [each.name for each in contenders], given["against"]
+    meant = [name for name in (against, f"{against} (untaught)") if name in names] if against else names
+    if not meant:
+        raise click.UsageError(f"--against {against}: no such model here; there are: {', '.join(names)}")
+    sizes = doubling(given["max_batch"]) if given["max_batch"] else (1, *(given["batches"] or (8,)))
+    shared = {name: given[name] for name in ("rounds", "seconds", "accuracy", "engine", "threads")}
+    return models_.Plan(contenders=contenders, against=meant[0], batches=tuple(sorted(set(sizes))), **shared)
 
 
 @bench.command("compare")
