@@ -97,7 +97,8 @@ def use(folder: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
     yield start
     for user in users:
-        user.communicate()
+        if user.poll() is None:
+            user.communicate()
 
 
 def processes(folder: Path) -> list[psutil.Process]:
@@ -189,7 +190,9 @@ def test_end_of_the_starter_leaves_the_server_to_the_others(folder: Path, use: C
     with Broker(folder) as broker:
         started = only_process(folder)
         os.killpg(starter.pid, number)
-        starter.wait()
+        assert starter.stdin is not None
+        starter.stdin.close()  # a signal that comes just before the starter's read would only be seen after it
+        assert starter.wait() == -number
         assert only_process(folder) == started
         assert client(broker).ping()
 

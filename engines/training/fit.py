@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,8 +26,6 @@ from engines.training.draw import BalancedDraw, Batch, batches
 from engines.training.schedule import TIMED, Schedule, affordable, rate
 
 Weights = dict[str, Tensor]
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError)
-UNFIT = (RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +200,7 @@ def _resumed(net: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path,
         net.load_state_dict(kept["net"])
         optimiser.load_state_dict(kept["optimiser"])
         state = State(**kept["state"])
-    except (*UNREADABLE, *UNFIT) as error:
+    except Exception as error:  # torch raises what it likes for bytes that are none of its own
         raise DatasetError(f"{checkpoint} is of another training; remove it, or choose another folder") from error
     for weights in (state.average, state.best):
         weights.update({name: values.to(device) for name, values in weights.items()})
