@@ -25,7 +25,7 @@ from pipeline import doctor as doctor_
 from pipeline import tables
 from pipeline.daemon_commands import produce_, work
 from pipeline.dataset_commands import dataset
-from pipeline.errors import AoiError, Exit, SourceError
+from pipeline.errors import AoiError, DiskError, Exit, SourceError
 from pipeline.evaluate_command import evaluate_
 from pipeline.ledger_commands import audit, results, status
 from pipeline.options import as_json, option, simulator_options
@@ -198,6 +198,8 @@ def simulate(folder: Path, frames: int, kind: str, faint: float, grain: float, s
             write_folder(generator, folder, frames)
         except DatasetError as error:
             raise SourceError(str(error)) from error
+        except OSError as error:
+            raise DiskError(f"cannot write pictures under {folder}: {error}; check space and rights") from error
     click.echo(f"{frames} pictures written to {folder}", err=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from training_pictures import REPOSITORY, grey, save
+from dataset_files import shared
+from training_pictures import grey, save
 
 from engines.datasets import FORMS, open_dataset
 from engines.datasets.census import Census, advise, as_json, defects_of
@@ -44,8 +44,6 @@ from engines.datasets.labelled import (
 from engines.datasets.split import RANDOM_REMARK, Split
 from pipeline.dataset_commands import dataset as commands
 from pipeline.errors import SourceError
-
-DATA = Path(os.environ.get("AOI_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 def texture(seed: int, height: int = 150, width: int = 200) -> np.ndarray:
@@ -207,9 +205,7 @@ def test_parts_alike_by_design_are_no_duplicates(listed: Dataset) -> None:
 
 def test_exposures_of_real_tiles_are_found() -> None:
     """Thirty tiles at six exposures: no pair of two tiles, and nearly every tile's pictures hang together."""
-    index = DATA / "magnetic-tile" / "groups.csv"
-    if not index.is_file():
-        pytest.skip(f"no {index}; set AOI_DATA")
+    index = shared("magnetic-tile") / "groups.csv"
     group_of = {row["image"]: row["group"] for row in csv.DictReader(index.open())}
     sizes = Counter(group_of.values())
     chosen = [group for group in sorted(sizes) if sizes[group] == 6][:: len(sizes) // 30]
@@ -346,9 +342,7 @@ def test_each_command_shows_an_example_and_what_its_options_do() -> None:
 
 def test_real_pictures_are_counted() -> None:
     """A dozen ball screws in labelme's form: as many pits as shapes were drawn, none of them good."""
-    folder = DATA / "ball-screw-labelme"
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}; set AOI_DATA")
+    folder = shared("ball-screw-labelme")
     data = open_dataset(folder, Options(), "labelme")
     few = replace(data, samples=data.samples[:12])
     drawn = [json.loads((folder / sample.image).with_suffix(".json").read_text())["shapes"] for sample in few.samples]

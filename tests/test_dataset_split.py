@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_pictures import MODELS, REPOSITORY
+from training_pictures import MODELS
 
 from engines.datasets.labelled import Dataset, DatasetError, Sample, Shape, Truth
 from engines.datasets.sharing import make_folds, make_split, split_at_random, split_by_time
 from engines.datasets.split import RANDOM_REMARK, Split, read_same_tile, read_split, write_split
 
-DATA = Path(os.environ.get("AOI_DATA", REPOSITORY.parent / "shared" / "data"))
 CLASSES = ("good", "dent", "scratch")
 
 
@@ -259,9 +258,7 @@ def test_groups_and_pictures_that_are_not_there_are_refused() -> None:
 
 def test_the_shipped_split_of_the_magnetic_tiles_is_drawn_again() -> None:
     """Seed and shares of the shipped model give its lists, but for the classes of the one tile broken and cracked."""
-    index = DATA / "magnetic-tile" / "groups.csv"
-    if not index.is_file():
-        pytest.skip(f"no {index}; set AOI_DATA")
+    index = shared("magnetic-tile") / "groups.csv"
     rows = sorted(csv.DictReader(index.open()), key=lambda row: row["image"])
     names = ("free", *sorted({row["class"] for row in rows} - {"free"}))
     samples = [Sample(row["image"], "", row["group"], names.index(row["class"])) for row in rows]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from conftest import fake_recipe, make_frame
-from training_pictures import REPOSITORY, grey, save
+from dataset_files import shared
+from training_pictures import grey, save, with_spot
 
 from engines.datasets import open_dataset
 from engines.datasets.labelled import IGNORED, Box, Dataset, Options, Picture, Problem, Sample, Truth
 from pipeline.class_names import match_names
-from pipeline.errors import RecipeError, SourceError
-from pipeline.evaluate_command import evaluate_
+from pipeline.errors import RecipeError
 from pipeline.evaluation import Evaluation, Job, Settings, evaluate, try_rules
 from pipeline.evaluation_json import as_json
 from pipeline.evaluation_page import page
@@ -28,12 +26,9 @@ from pipeline.messages import Frame, Verdict
 from pipeline.operating_point import ACCEPTED, BROKEN, NOTHING, Grid, Rate
 from pipeline.preprocess import plan_tiles
 from pipeline.recipe import Recipe, load_recipe, parse_recipe
-from pipeline.recipe_edit import with_values
 from pipeline.regions_by_rule import regions_by_rule, with_rules
 from pipeline.stream import Delivery
 from pipeline.worst_misses import Miss, WorstMisses
-
-DATA = Path(os.environ.get("AOI_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 def inspected(recipe: Recipe, pictures: list[np.ndarray]) -> list[Verdict]:
@@ -73,12 +68,6 @@ def dataset_of(
     return Dataset(folder, "test", classes, samples, truth_of)
 
 
-def with_spot(size: int = 64, at: int = 20, side: int = 8, value: int = 255) -> np.ndarray:
-    pixels = grey(100, size, size)
-    pixels[at : at + side, at : at + side] = value
-    return pixels
-
-
 def evaluated(recipe: Recipe, dataset: Dataset, settings: Settings | None = None) -> Evaluation:
     return evaluate([Job(recipe, dataset, dataset.samples)], settings or Settings())
 
@@ -106,9 +95,7 @@ def test_judged_as_the_inspector_judges(tmp_path: Path, mode: str, tables: dict[
 def test_real_recipe_is_judged_as_on_the_line() -> None:
     """A shipped recipe on real pictures, one of every class."""
     pytest.importorskip("openvino", reason="the shipped recipe runs on the cpu engine; pip install '.[cpu]'")
-    folder = DATA / "magnetic-tile"
-    if not folder.is_dir():
-        pytest.skip(f"no magnetic tile pictures at {folder}; set AOI_DATA")
+    folder = shared("magnetic-tile")
     shipped = load_recipe("magnetic-tile")
     recipe = replace(
         shipped,
@@ -385,119 +372,3 @@ def test_page_shows_the_misses_and_runs_nothing(tmp_path: Path) -> None:
     assert text.count("<figure>") == 2
     assert "http" not in text
     assert text.index("class=escape") < text.index("class=overkill")
-
-
-# ------------------------------------------------------------------------------ editing
-
-
-def test_numbers_are_set_and_the_rest_stands() -> None:
-    """Comments, order and unknown lines stay; a missing key or table is added."""
-    text = 'name = "r" # mine\n[classifier]\nthreshold = 0.7   # old reason\n\n[judge]\nmin_score = 0.8\n\n[batching]\n'
-    edited = with_values(text, {"classifier": {"threshold": 0.25}, "judge": {"min_score": 0.5, "min_area_px": 20}})
-    assert edited == (
-        'name = "r" # mine\n[classifier]\nthreshold = 0.25   # old reason\n\n'
-        "[judge]\nmin_score = 0.5\nmin_area_px = 20\n\n[batching]\n"
-    )
-    assert with_values('name = "r"', {"judge": {"ng_above": 1.01}}) == 'name = "r"\n\n[judge]\nng_above = 1.01\n'
-    assert (
-        with_values("[judge]\r\nmin_score = 1\r\n", {"judge": {"min_score": 0.5}}) == "[judge]\r\nmin_score = 0.5\r\n"
-    )
-
-
-@pytest.mark.parametrize("text", ["judge = {min_score = 0.8}\n", "judge.min_score = 0.8\n", "no toml"])
-def test_recipe_of_another_form_is_left_alone(text: str) -> None:
-    """It is said what to set by hand."""
-    with pytest.raises(RecipeError, match=r"set by hand: judge.min_score = 0.5"):
-        with_values(text, {"judge": {"min_score": 0.5}})
-
-
-# ------------------------------------------------------------------------------ command
-
-
-@pytest.fixture
-def on_disk(tmp_path: Path) -> tuple[Path, Path]:
-    """A model folder with its own lists, and a data folder by class."""
-    model, data = tmp_path / "model", tmp_path / "data"
-    for number in range(4):
-        save(data / "good" / f"g{number}.jpg", with_spot(side=4 if number == 3 else 0))
-        save(data / "scratch" / f"s{number}.jpg", with_spot(side=16))
-        save(data / "good" / f"g{number}.png", grey(0, 64, 64))
-        save(data / "scratch" / f"s{number}.png", np.where(with_spot(side=16) == 255, 255, 0).astype(np.uint8))
-    model.mkdir()
-    (model / "net.fake").write_text('{"bright": 220}')
-    stage = 'file = "net.fake"\nclasses = ["good", "scratch"]\n'
-    (model / "recipe.toml").write_text(
-        f'name = "r"\n[classifier]\n{stage}[segmenter]\n{stage}[batching]\nengine = "fake"\n'
-    )
-    (model / "held-out.txt").write_text("good/g0.jpg\nscratch/s0.jpg\nscratch/s1.jpg\n")
-    (model / "validation.txt").write_text("good/g3.jpg\ngood/g1.jpg\nscratch/s2.jpg\n")
-    return model, data
-
-
-def run_evaluate(*arguments: object) -> tuple[str, str]:
-    done = CliRunner().invoke(evaluate_, [str(each) for each in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(("side", "n"), [("held-out", 3), ("validation", 3), ("training", 2), ("all", 8)])
-def test_command_evaluates_a_side(on_disk: tuple[Path, Path], side: str, n: int) -> None:
-    """The model folder's own lists say which pictures are on it; the JSON stands alone on stdout."""
-    model, data = on_disk
-    said, _ = run_evaluate(model, "--data", data, "--side", side, "--json")
-    facts = json.loads(said)
-    assert (facts["n"], facts["side"], facts["escape"]) == (n, side, 0)
-
-
-def test_command_reads_the_lists_of_each_fold(on_disk: tuple[Path, Path], tmp_path: Path) -> None:
-    """`{n}` is the recipe's number; every picture is judged once."""
-    model, data = on_disk
-    for number, names in enumerate(("good/g0.jpg\nscratch/s0.jpg\n", "good/g1.jpg\n")):
-        fold = tmp_path / "split" / f"fold-{number}"
-        fold.mkdir(parents=True)
-        (fold / "held-out.txt").write_text(names)
-        (fold / "validation.txt").write_text("scratch/s3.jpg\n")
-    said, _ = run_evaluate(model, model, "--data", data, "--split", tmp_path / "split" / "fold-{n}", "--json")
-    facts = json.loads(said)
-    assert (facts["n"], facts["good"], len(facts["recipes"])) == (3, 2, 2)
-
-
-def test_command_chooses_and_writes(on_disk: tuple[Path, Path]) -> None:
-    """What was chosen on validation stands in the recipe, which is better for it; the summary fits a terminal."""
-    model, data = on_disk
-    said, warned = run_evaluate(model, "--data", data, "--side", "validation", "--choose", "--write")
-    assert "[judge]" in said
-    assert "too rosy" not in warned
-    assert max(len(line) for line in said.splitlines()) <= 100
-    recipe = load_recipe(str(model))
-    assert recipe.judge.min_area_px > 16
-    facts = json.loads(run_evaluate(model, "--data", data, "--side", "validation", "--json")[0])
-    assert (facts["escape"], facts["overkill"]) == (0, 0)
-    _, warned = run_evaluate(model, "--data", data, "--choose")
-    assert "too rosy" in warned
-
-
-def test_command_writes_a_report(on_disk: tuple[Path, Path], tmp_path: Path) -> None:
-    """A page with the false alarm on it, the curve, and the figures."""
-    pytest.importorskip("matplotlib", reason="the curve needs it; pip install '.[plots]'")
-    model, data = on_disk
-    run_evaluate(model, "--data", data, "--side", "all", "--report", tmp_path / "report", "--gallery", 3)
-    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "good/g3.jpg" in text
-    assert text.count("<figure>") <= 3
-    assert (tmp_path / "report" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["overkills"] == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--split", "nowhere"], "nowhere"),
-        (["--form", "class-folders", "--good", "nothing"], "no class 'nothing'"),
-    ],
-)
-def test_command_tells_what_is_wrong(on_disk: tuple[Path, Path], arguments: list[str], said: str) -> None:
-    """One line, no traceback: `main` makes it an exit code."""
-    model, data = on_disk
-    with pytest.raises(SourceError, match=said):
-        run_evaluate(model, "--data", data, *arguments)

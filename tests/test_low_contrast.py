@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from training_pictures import REPOSITORY
+from dataset_files import shared
 
 from engines.datasets.contrast_curve import ContrastCurve, contrast_curve
 from engines.datasets.labelled import DatasetError
 from engines.datasets.low_contrast import CLASSES, SHAPES, FaintPicture, LowContrast, as_published, write_folder
 from engines.datasets.low_contrast_rules import box_threshold, leaked, pooled_dice
-
-PUBLISHED = Path(os.environ.get("AOI_DATA", REPOSITORY.parent / "shared" / "data")) / "low-contrast"
+from pipeline.cli import aoi
+from pipeline.errors import DiskError
 
 
 @pytest.fixture(scope="module")
 def published() -> list[tuple[np.ndarray, np.ndarray]]:
     """Pictures and masks of the published set."""
-    if not PUBLISHED.is_dir():
-        pytest.skip("no low-contrast pictures in ../shared/data or AOI_DATA")
-    return [
-        (cv2.imread(str(p), 0), cv2.imread(str(PUBLISHED / "label" / p.name), 0) > 0) for p in PUBLISHED.glob("*.png")
-    ]
+    folder = shared("low-contrast")
+    return [(cv2.imread(str(p), 0), cv2.imread(str(folder / "label" / p.name), 0) > 0) for p in folder.glob("*.png")]
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +182,11 @@ def test_folder_holds_pictures_labels_and_names(tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """A file where the folder should be: one line, no traceback."""
+    """A file where the folder should be is a disk's error, of either kind of picture: one line, no traceback."""
     (tmp_path / "set").write_text("")
-    with pytest.raises(DatasetError, match="cannot write pictures"):
-        write_folder(LowContrast(), tmp_path / "set", 1)
+    for kind, what in (("low-contrast", "pictures"), ("panel", "panels")):
+        with pytest.raises(DiskError, match=f"cannot write {what}"):
+            aoi.main(["simulate", str(tmp_path / "set"), "--kind", kind, "--frames", "1"], standalone_mode=False)
 
 
 NUMBERS = np.array([[1, 1, 0, 0, 0, 0, 0, 2, 2, 2]], np.uint8)

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="training is an extra: pip install '
 from rich.console import Console  # noqa: E402
 from torch import nn  # noqa: E402
 
+from engines.datasets.agreement import Agreement  # noqa: E402
 from engines.datasets.labelled import DatasetError, Picture, Sample  # noqa: E402
 from engines.training import fit as fit_module  # noqa: E402
 from engines.training.augment import Variation  # noqa: E402
@@ -26,7 +27,7 @@ from engines.training.fit import State, Task, fit  # noqa: E402
 from engines.training.losses import pixel_loss  # noqa: E402
 from engines.training.schedule import TIMED, Schedule, affordable, rate  # noqa: E402
 from engines.training.tiles import TileShape  # noqa: E402
-from engines.training.validation_scores import PixelCounts, area_under_roc  # noqa: E402
+from engines.training.validation_scores import area_under_roc, pixel_score  # noqa: E402
 
 SHAPE = TileShape(64, 64, 16, 1.0, (32, 32))
 SHORT = Schedule(steps=12, batch=4, looks=4, average=0.9, seed=5)
@@ -338,17 +339,17 @@ def test_area_under_roc_counts_pairs() -> None:
 
 def test_the_score_of_pixels_is_pooled_and_knows_no_absent_class() -> None:
     """Mean of the Dice of defect or good, and of the mean Dice of the classes that are there; 255 counts nowhere."""
-    counts = PixelCounts(4)
-    counts.add(torch.tensor([0, 1, 1, 2, 1]), torch.tensor([0, 1, 2, 2, 255]))
-    counts.add(torch.tensor([1, 0]), torch.tensor([0, 2]))
+    counts = Agreement(4)
+    counts.add(np.array([0, 1, 1, 2, 1], np.uint8), np.array([0, 1, 2, 2, 255], np.uint8))
+    counts.add(np.array([1, 0], np.uint8), np.array([0, 2], np.uint8))
     either = 2 * 3 / (4 + 4)
     by_class = (2 * 1 / (1 + 3) + 2 * 1 / (3 + 1)) / 2
-    assert counts.score() == pytest.approx((either + by_class) / 2)
+    assert pixel_score(counts) == pytest.approx((either + by_class) / 2)
 
 
 def test_nothing_to_find_is_right_when_nothing_was_found() -> None:
     """Without a true defect the score is 1, or 0 for any false one."""
-    clean, false = PixelCounts(2), PixelCounts(2)
-    clean.add(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
-    false.add(torch.tensor([0, 1, 0]), torch.zeros(3, dtype=torch.int64))
-    assert (clean.score(), false.score()) == (1.0, 0.0)
+    clean, false, nothing = Agreement(2), Agreement(2), np.zeros(3, np.uint8)
+    clean.add(nothing, nothing)
+    false.add(np.array([0, 1, 0], np.uint8), nothing)
+    assert (pixel_score(clean), pixel_score(false)) == (1.0, 0.0)

@@ -53,3 +53,10 @@ def write_pictures_with_defects(folder: Path, count: int) -> None:
         save(folder / "image" / name, picture.pixels)
         save(folder / "label" / name, picture.labels)
     (folder / "classes.txt").write_text("good\nspot\nline\n")
+
+
+def with_spot(size: int = 64, at: int = 20, side: int = 8, value: int = 255) -> np.ndarray:
+    """A grey picture with one bright, or darker, square."""
+    pixels = grey(100, size, size)
+    pixels[at : at + side, at : at + side] = value
+    return pixels

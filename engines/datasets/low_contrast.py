@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engines.datasets.indexed_folder import write_indexed
 from engines.datasets.labelled import DatasetError, Pixels
 
 Plane = npt.NDArray[np.float32]
@@ -122,24 +123,13 @@ def as_published(seed: int = 0, **changes: float | tuple[int, ...] | tuple[float
 
 
 def write_folder(generator: LowContrast, folder: Path, count: int) -> None:
-    """Write pictures 0 to count - 1: `image/000000.png`, `label/000000.png` with class indexes, `classes.txt`.
+    """Write pictures 0 to count - 1 as a segmentation data set (`indexed_folder`).
 
-    Raises DatasetError for a count below 1, a folder that already holds images, or one that cannot be written.
+    Raises DatasetError for a count below 1 or a folder that already holds images, OSError when writing fails.
     """
     _require(count >= 1, f"count is {count}; give at least 1")
-    images, labels = folder / "image", folder / "label"
-    try:
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(exist_ok=True)
-        # Pictures left by a longer run would mix into this data set unnoticed.
-        _require(not any(images.iterdir()), f"{images} is not empty; choose another folder or empty it")
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
-        for number in range(count):
-            picture = generator.picture(number)
-            (images / f"{number:06d}.png").write_bytes(_png(picture.pixels))
-            (labels / f"{number:06d}.png").write_bytes(_png(picture.labels))
-    except OSError as error:
-        raise DatasetError(f"cannot write pictures under {folder}: {error}; check space and rights") from error
+    pictures = map(generator.picture, range(count))
+    write_indexed(folder, CLASSES, ((picture.pixels, picture.labels) for picture in pictures))
 
 
 def _outline(rng: np.random.Generator, box: tuple[int, int, int, int], roughness: float) -> npt.NDArray[np.int32]:
@@ -160,11 +150,6 @@ def _smooth(rng: np.random.Generator, size: tuple[int, int]) -> Plane:
     coarse = rng.uniform(-0.5, 0.5, (4, 4)).astype(np.float32)
     hills = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
     return np.clip(np.asarray(hills, np.float32), -0.5, 0.5)
-
-
-def _png(pixels: Pixels) -> bytes:
-    _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])  # noise does not compress anyway
-    return bytes(data)
 
 
 def _require(condition: bool, message: str) -> None:

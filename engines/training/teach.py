@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from engines.datasets.labelled import IGNORED, DatasetError, Picture
+from engines.datasets.agreement import Agreement
+from engines.datasets.labelled import IGNORED, DatasetError, Picture, Pixels
 from engines.training.augment import Variation
 from engines.training.class_weights import effective_number
 from engines.training.draw import BalancedDraw, Batch, as_batch
@@ -22,7 +23,7 @@ from engines.training.networks.inline import Inline
 from engines.training.networks.resized import Resized
 from engines.training.presets import Lesson
 from engines.training.tiles import AMBIGUOUS, Tile, TileShape, scaled, tiles_of
-from engines.training.validation_scores import PixelCounts, area_under_roc
+from engines.training.validation_scores import area_under_roc, pixel_score
 
 MOST_VALIDATION_TILES = 400  # more would cost more time than they tell
 
@@ -87,13 +88,13 @@ def _pair_task(lesson: Lesson, lecture: Class, net: nn.Module) -> Task:
         return pair_loss(tile, cells, pixels, batch.labels, batch.classes)
 
     def score_of(net: nn.Module) -> float:
-        counts, truth, scores = PixelCounts(len(lecture.classes)), [], []
+        agreement, truth, scores = Agreement(len(lecture.classes)), [], []
         for batch in map(as_batch, looks):
             tile, _, pixels = net(batch.to(lecture.device).pixels)
-            counts.add(pixels.argmax(1).cpu(), batch.labels)
+            agreement.add(_labels(pixels.argmax(1)), _labels(batch.labels))
             truth.append(batch.classes > 0)
             scores.append(1 - tile.softmax(1)[:, 0].cpu())
-        return (counts.score() + _separation(truth, scores)) / 2
+        return (pixel_score(agreement) + _separation(truth, scores)) / 2
 
     looks = _looks(lesson, lecture)
     taught = frozenset(f"encoder.{name}" for name, _ in net.encoder.named_parameters())
@@ -129,11 +130,11 @@ def _segmenter_task(lesson: Lesson, lecture: Class, net: nn.Module) -> Task:
         return loss(net(batch.pixels).float(), batch.labels, lesson.activation, progress, weights)
 
     def score_of(net: nn.Module) -> float:
-        counts, run = PixelCounts(len(lecture.classes)), deployed(blueprint, net)["segmenter"]
+        agreement, run = Agreement(len(lecture.classes)), deployed(blueprint, net)["segmenter"]
         for batch in map(as_batch, looks):
             pixels = batch.pixels.to(lecture.device).permute(0, 2, 3, 1).to(torch.uint8)
-            counts.add(run(pixels)[0].cpu(), batch.labels)
-        return counts.score()
+            agreement.add(_labels(run(pixels)[0]), _labels(batch.labels))
+        return pixel_score(agreement)
 
     looks = _looks(lesson, lecture)
     return Task(_draw(lesson, lecture, marked=True), loss_of, score_of, device=lecture.device)
@@ -179,6 +180,11 @@ def _looks(lesson: Lesson, lecture: Class) -> list[list[Tile]]:
     spread = tiles[:: -(-len(tiles) // MOST_VALIDATION_TILES)]
     size = lesson.schedule.batch
     return [spread[start : start + size] for start in range(0, len(spread), size)]
+
+
+def _labels(classes: Tensor) -> Pixels:
+    """Class indexes as they are kept elsewhere: uint8, on the CPU."""
+    return classes.to(torch.uint8).cpu().numpy()
 
 
 def _separation(truth: list[Tensor], scores: list[Tensor]) -> float:

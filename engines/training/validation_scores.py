@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from engines.datasets.labelled import IGNORED
+from engines.datasets.agreement import Agreement
 
 
-class PixelCounts:
-    """Pixels per class, pooled over batches: in both, predicted, true; IGNORED ones never count."""
+def pixel_score(agreement: Agreement) -> float:
+    """Mean of the Dice of defect against good, and of the mean Dice of the classes that are truly there; 0 … 1.
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.pairs = torch.zeros(classes * classes, dtype=torch.int64)  # true × predicted
-
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Two integer tensors of one shape."""
-        known = labels != IGNORED
-        pairs = labels[known].long() * self.classes + predicted[known].long()
-        self.pairs += torch.bincount(pairs, minlength=self.classes**2)
-
-    def score(self) -> float:
-        """Mean of the Dice of defect against good, and of the Dice of each class that is truly there; 0 … 1.
-
-        1 where there is no defect and none is predicted.
-        """
-        table = self.pairs.reshape(self.classes, self.classes).double()
-        both, true, predicted = table[1:, 1:].sum(), table[1:].sum(), table[:, 1:].sum()
-        if not true:
-            return float(not predicted)
-        there = table.sum(1)[1:] > 0
-        dice = 2 * table.diagonal()[1:] / (table.sum(0) + table.sum(1))[1:].clamp(min=1)
-        return float((2 * both / (true + predicted) + dice[there].mean()) / 2)
+    1 where there is no defect and none is found.
+    """
+    if agreement.defect_dice is None:
+        return float(not agreement.found[1:].any())
+    there = [agreement.dice(index) or 0.0 for index in range(1, agreement.classes) if agreement.true[index]]
+    return (agreement.defect_dice + float(np.mean(there))) / 2
 
 
 def area_under_roc(defective: npt.ArrayLike, scores: npt.ArrayLike) -> float:

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.datasets.indexed_folder import write_indexed
+from engines.datasets.labelled import DatasetError
 from pipeline.errors import DiskError, SourceError
 from pipeline.sources.panel_defects import PAINTERS, Canvas
 from pipeline.sources.panel_pattern import draw_layout, render
@@ -86,24 +88,13 @@ def render_folder(simulator: PanelSimulator, folder: Path, count: int) -> None:
     Raises SourceError for a count below 1 or a folder that already holds images, DiskError if writing fails.
     """
     _require(count >= 1, f"frame count is {count}; give at least 1")
-    images, labels = folder / "image", folder / "label"
+    panels = map(simulator.panel, range(count))
     try:
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(exist_ok=True)
-        # Panels left by a longer run would mix into this data set unnoticed.
-        _require(not any(images.iterdir()), f"{images} is not empty; choose another folder or empty it")
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
-        for sequence in range(count):
-            panel = simulator.panel(sequence)
-            (images / f"{sequence:06d}.png").write_bytes(_png(panel.image))
-            (labels / f"{sequence:06d}.png").write_bytes(_png(panel.truth))
+        write_indexed(folder, CLASSES, ((panel.image, panel.truth) for panel in panels))
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
     except OSError as error:
         raise DiskError(f"cannot write panels under {folder}: {error}; check space and rights") from error
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])  # noise does not compress anyway
-    return bytes(data)
 
 
 def _require(condition: bool, message: str) -> None:
