@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.models_report import Model, ModelsReport, Row
-from bench.table import NOTABLE
+from bench.table import NOTABLE, three_digits
 
 LABELS = {"dice": "Dice", "miou": "mIoU", "f1": "F1", "map": "mAP", "accuracy": "accuracy", "escape": "escape"}
 COLUMNS = ("batch", "tiles/s", "±", "ms/\ntile", "ms/\nMpx", "times\nas fast")
@@ -58,12 +58,12 @@ def _table(report: ModelsReport) -> Table:
 def _figures(row: Row) -> Iterator[Text | str]:
     speed = row.speed
     yield f"→ {speed.batch}" if row.best else str(speed.batch)
-    yield _three_digits(speed.tiles_per_s)
+    yield three_digits(speed.tiles_per_s)
     yield "–" if speed.spread is None else f"{100 * speed.spread:.0f}%"
-    yield _three_digits(speed.ms_per_tile)
-    yield _three_digits(speed.ms_per_mpx)
+    yield three_digits(speed.ms_per_tile)
+    yield three_digits(speed.ms_per_mpx)
     style = "" if abs(row.ratio - 1) < NOTABLE else ("green" if row.ratio > 1 else "red")
-    yield Text(f"{_three_digits(row.ratio)}×", style)
+    yield Text(f"{three_digits(row.ratio)}×", style)
 
 
 def _worth(model: Model) -> tuple[str, str]:
@@ -84,13 +84,3 @@ def _remarks(report: ModelsReport) -> Iterator[Text]:
         yield Text(f"! accuracies are of different pictures ({told}): they do not compare", "yellow")
     if any(model.untaught for model in report.models):
         yield Text("(untaught): written for its speed alone, it has no accuracy", "dim")
-
-
-def _three_digits(value: float) -> str:
-    """Never in scientific notation.
-
-    >>> [_three_digits(value) for value in (0.01234, 1.234, 56.78, 34567.8)]
-    ['0.012', '1.23', '56.8', '34,568']
-    """
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"

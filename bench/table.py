@@ -38,7 +38,9 @@ def show_comparison(
     for row in rows:
         if last and row.run != last:
             table.add_section()
-        table.add_row("" if row.run == last else row.run, row.figure, _number(row.a), _number(row.b), _ratio(row))
+        table.add_row(
+            "" if row.run == last else row.run, row.figure, three_digits(row.a), three_digits(row.b), _ratio(row)
+        )
         last = row.run
     warnings = [Text(f"! different machines: {difference}", "red") for difference in machines]
     notes = [Text(f"  differs: {difference}", "dim") for difference in others]
@@ -88,7 +90,7 @@ def _engines(report: Report) -> Table:
             table.add_section()
         times = [_ms(value) for value in (run.batch_ms.p50, run.batch_ms.p99, run.batch_ms.max)]
         stage = "" if run.stage == last else run.stage
-        table.add_row(stage, str(run.batch), *times, _number(run.tiles_per_s), _number(run.cpu_us))
+        table.add_row(stage, str(run.batch), *times, three_digits(run.tiles_per_s), three_digits(run.cpu_us))
         last = run.stage
     return table
 
@@ -99,9 +101,9 @@ def _lines(report: Report) -> Table:
     table = _table(title, ["batch", "load"], numbers)
     for batch, runs in _by_batch(report):
         for number, run in enumerate(runs):
-            offered = _number(run.rate) if run.rate else "–"
+            offered = three_digits(run.rate) if run.rate else "–"
             latency = [_ms(getattr(run.latency_ms, name)) for name in LATENCY]
-            settled = Text(_number(run.frames_per_s), "" if run.keeps_up else "red")
+            settled = Text(three_digits(run.frames_per_s), "" if run.keeps_up else "red")
             counted = f"{run.frames - run.warmup:,}"
             first = "" if number else str(batch)
             style = "" if run.rate else "dim"
@@ -129,9 +131,9 @@ def _costs(report: Report) -> Table:
     for batch, runs in _by_batch(report):
         for number, run in enumerate(runs):
             costs = [run.costs.get(name) for name in names]
-            cpu = [_number(cost.cpu_us) if cost else "–" for cost in costs]
-            memory = [_number(cost.rss_peak / 2**20) if cost else "–" for cost in costs]
-            total = _number(sum(cost.cpu_us for cost in costs if cost))
+            cpu = [three_digits(cost.cpu_us) if cost else "–" for cost in costs]
+            memory = [three_digits(cost.rss_peak / 2**20) if cost else "–" for cost in costs]
+            total = three_digits(sum(cost.cpu_us for cost in costs if cost))
             table.add_row("" if number else str(batch), run.offered, *cpu, total, *memory)
     return table
 
@@ -144,7 +146,7 @@ def _in_time(report: Report) -> Table:
         for number, run in enumerate(run for run in runs if run.in_time):
             shares = [run.in_time[name] / run.frames for name in ("judged", "fail_safe", "missed", "offered_late")]
             percent = [f"{100 * share:.1f}" for share in shares]
-            rate = [_number(run.rate), *percent, _number(run.rate * shares[0]), f"{run.frames:,}"]
+            rate = [three_digits(run.rate), *percent, three_digits(run.rate * shares[0]), f"{run.frames:,}"]
             table.add_row("" if number else str(batch), run.offered, *rate)
         table.add_section()
     return table
@@ -184,13 +186,13 @@ def _ratio(row: Row) -> Text:
 
 def _ms(value: float | None) -> str:
     """Milliseconds with three significant digits, none lost to scientific notation."""
-    return "–" if value is None else _number(value)
+    return "–" if value is None else three_digits(value)
 
 
-def _number(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, thousands with a comma.
 
-    >>> [_number(v) for v in (0.01234, 1.234, 56.78, 901.2, 34567.8)]
+    >>> [three_digits(v) for v in (0.01234, 1.234, 56.78, 901.2, 34567.8)]
     ['0.012', '1.23', '56.8', '901', '34,568']
     """
     size = abs(value)

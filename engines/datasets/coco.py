@@ -37,6 +37,7 @@ from engines.datasets.labelled import (
     Shape,
     Truth,
     UnreadablePictureError,
+    check_size,
     most_frequent_defect,
 )
 from engines.datasets.listing import Listing, list_files
@@ -92,10 +93,7 @@ class _Truths:
     def truth_of(self, sample: Sample, shape: Shape) -> Truth:
         """Raises UnreadablePictureError when size, region or box cannot be this picture's."""
         of = self.pictures[sample.image]
-        if any(told is not None and told != is_so for told, is_so in zip(of.size, shape, strict=True)):
-            raise UnreadablePictureError(
-                f"listed as {of.size[1]}×{of.size[0]} px, but the picture is {shape[1]}×{shape[0]} px"
-            )
+        check_size(of.size, shape, "listed as")
         labels, boxes = np.zeros(shape, np.uint8), []
         for entry, name in of.annotations:
             try:

@@ -186,6 +186,15 @@ def one_line(text: str) -> str:
     return plain if len(plain) <= LONGEST_TEXT else plain[: LONGEST_TEXT - 1] + "…"
 
 
+def check_size(told: tuple[int | None, int | None], shape: Shape, how: str) -> None:
+    """Height and width that a label file tells of its picture, None where it is silent, against those it has.
+
+    Raises UnreadablePictureError that begins with `how`: labels of another size would lie in the wrong place.
+    """
+    if any(side is not None and side != is_so for side, is_so in zip(told, shape, strict=True)):
+        raise UnreadablePictureError(f"{how} {told[1]}×{told[0]} px, but the picture is {shape[1]}×{shape[0]} px")
+
+
 def size_of(pixels: Pixels) -> str:
     """`640×480 px`, width first, as people say it."""
     return f"{pixels.shape[1]}×{pixels.shape[0]} px"

@@ -32,6 +32,7 @@ from engines.datasets.labelled import (
     Shape,
     Truth,
     UnreadablePictureError,
+    check_size,
     good_class,
     most_frequent_defect,
 )
@@ -109,10 +110,7 @@ class _Truths:
     def truth_of(self, sample: Sample, shape: Shape) -> Truth:
         """Raises UnreadablePictureError when the file is of another picture size, or a shape cannot be drawn."""
         of = self.drawings[sample.image]
-        if any(told is not None and told != is_so for told, is_so in zip(of.size, shape, strict=True)):
-            raise UnreadablePictureError(
-                f"labelled as {of.size[1]}×{of.size[0]} px, but the picture is {shape[1]}×{shape[0]} px"
-            )
+        check_size(of.size, shape, "labelled as")
         labels = np.zeros(shape, np.uint8)
         for number, drawn in enumerate(of.shapes, 1):
             try:
