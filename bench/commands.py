@@ -14,11 +14,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bench import cnr as cnr_
 from bench import compare as compare_
 from bench import models_compared as models_
 from bench import models_report
 from bench import report as report_
 from bench.beside import draw_beside
+from bench.cnr_table import show_cnr
 from bench.endurance.commands import chaos, soak
 from bench.load import Pictures
 from bench.measure import Plan, Tell, doubling, measure
@@ -26,6 +28,8 @@ from bench.models_table import show_models
 from bench.table import WIDTH, show_comparison, show_report
 from bench.untaught import write_untaught
 from engines import ENGINES
+from engines.datasets.labelled import DatasetError
+from engines.datasets.low_contrast import SHAPES, LowContrast
 from pipeline.options import as_json, option, simulator_options
 from pipeline.recipe import load_recipe
 
@@ -41,6 +45,7 @@ def bench() -> None:
     bench single                                     one frame at a time
     bench batch --max-batch 16 --seconds 30          batches of 1, 2, 4, 8, 16
     bench models runs/mine runs/theirs               accuracy against speed
+    bench cnr runs/mine runs/theirs                  how faint a defect may be
     bench compare runs/bench/A.json runs/bench/B.json
     """
 
@@ -167,6 +172,45 @@ def _models_plan(contenders: Sequence[models_.Contender], given: dict[str, Any])
     sizes = doubling(given["max_batch"]) if given["max_batch"] else (1, *(given["batches"] or (8,)))
     shared = {name: given[name] for name in ("rounds", "seconds", "accuracy", "engine", "threads")}
     return models_.Plan(contenders=contenders, against=meant[0], batches=tuple(sorted(set(sizes))), **shared)
+
+
+@bench.command()
+@click.argument("folders", nargs=-1, required=True, metavar="MODEL...")
+@option("--pictures", type=click.IntRange(1), default=300, help="Simulated ones; the same for all.")
+@option("--contrast", type=click.FloatRange(0.1, 128), nargs=2, default=(1.0, 9.0), help="Grey levels, from and to.")
+@option("--noise", type=click.FloatRange(0.1, 64), default=7.0, help="Deviation of the Gaussian noise, grey levels.")
+@option("--shapes", default="rectangle", help=f"Of {', '.join(SHAPES)}, with commas between.")
+@option("--steps", type=click.IntRange(1, 20), default=8, help="Points of the curve.")
+@option("--seed", type=click.IntRange(0), default=900, help="Which pictures.")
+@option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/bench"), help="Report and plot.")
+@as_json
+def cnr(folders: tuple[str, ...], pictures: int, steps: int, out: Path, as_json: bool, **drawn: Any) -> None:
+    """How faint a defect may be: Dice against contrast-to-noise ratio, beside a box filter.
+
+    \b
+    bench cnr runs/low-contrast runs/inline
+    bench cnr runs/low-contrast --contrast 1 14 --shapes rectangle,ellipse --steps 10
+    """
+    messages = _console(stderr=True)
+    recipes = [load_recipe(folder) for folder in folders]
+    names = models_.names_of([recipe.folder for recipe in recipes])
+    shapes = tuple(drawn["shapes"].split(","))
+    try:
+        generator = LowContrast(
+            seed=drawn["seed"], noise_sigma=drawn["noise"], contrast=drawn["contrast"], shapes=shapes, count=(2, 2)
+        )
+    except DatasetError as error:
+        raise click.UsageError(str(error)) from error
+    plan = cnr_.Plan(list(zip(names, recipes, strict=True)), generator, pictures, steps)
+    report_.make_folder(out)
+    with _progress(messages, 1 + len(recipes)) as tell:
+        report = cnr_.measure_curves(plan, tell)
+    path = cnr_.save(report, out)
+    (messages if as_json else _console()).print(show_cnr(report))
+    draw_beside("bench.cnr_plot", report, path, messages)
+    messages.print(f"report: {path}", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
 
 
 @bench.command("compare")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from bench.commands import bench
 from engines import EngineError
 from engines.datasets.labelled import DatasetError
-from engines.datasets.low_contrast import LowContrast, write_folder
+from engines.datasets.low_contrast import SHAPES, LowContrast, write_folder
 from pipeline import demo as demo_
 from pipeline import doctor as doctor_
 from pipeline import tables
@@ -182,19 +182,38 @@ def doctor(url: str, as_json: bool) -> int:
 @option("--kind", type=click.Choice(["panel", "low-contrast"]), default="panel", help="What they show.")
 @option("--faint", type=click.FloatRange(0.1, 100), default=3.0, help="low-contrast: grey levels of a defect.")
 @option("--grain", type=click.FloatRange(0, 100), default=7.0, help="low-contrast: deviation of the Gaussian noise.")
+@option("--shapes", default=",".join(SHAPES), help="low-contrast: what defects look like, with commas between.")
+@option("--count", type=click.IntRange(0), nargs=2, default=(1, 4), help="low-contrast: fewest and most defects.")
 @simulator_options
-def simulate(folder: Path, frames: int, kind: str, faint: float, grain: float, simulator: PanelSimulator) -> None:
+def simulate(
+    folder: Path,
+    frames: int,
+    kind: str,
+    faint: float,
+    grain: float,
+    shapes: str,
+    count: tuple[int, int],
+    simulator: PanelSimulator,
+) -> None:
     """Write simulated pictures with pixel truth into FOLDER: image/, label/ and classes.txt, for training.
 
     \b
     aoi simulate ./panels --frames 3000 --seed 1
     aoi simulate ./faint --kind low-contrast --frames 2000 --faint 3 --grain 7
+    aoi simulate ./faint --kind low-contrast --shapes rectangle --count 2 2
     """
     if kind == "panel":
         render_folder(simulator, folder, frames)
     else:
-        generator = LowContrast(seed=simulator.seed, size=simulator.size, noise_sigma=grain, contrast=(faint, faint))
         try:
+            generator = LowContrast(
+                seed=simulator.seed,
+                size=simulator.size,
+                noise_sigma=grain,
+                contrast=(faint, faint),
+                shapes=tuple(shapes.split(",")),
+                count=count,
+            )
             write_folder(generator, folder, frames)
         except DatasetError as error:
             raise SourceError(str(error)) from error

@@ -16,7 +16,7 @@ from engines.datasets.labelled import DatasetError
 from engines.datasets.low_contrast import CLASSES, SHAPES, FaintPicture, LowContrast, as_published, write_folder
 from engines.datasets.low_contrast_rules import box_threshold, leaked, pooled_dice
 from pipeline.cli import aoi
-from pipeline.errors import DiskError
+from pipeline.errors import DiskError, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,19 @@ def test_folder_holds_pictures_labels_and_names(tmp_path: Path) -> None:
         write_folder(generator, tmp_path / "set", 3)
     with pytest.raises(DatasetError, match="at least 1"):
         write_folder(generator, tmp_path / "other", 0)
+
+
+def test_shapes_and_count_by_command(tmp_path: Path) -> None:
+    """What the published set shows, with our noise; a shape nobody draws is told with those there are."""
+    given = ["--kind", "low-contrast", "--frames", "2", "--seed", "4"]
+    aoi.main(
+        ["simulate", str(tmp_path / "set"), *given, "--shapes", "rectangle", "--count", "2", "2"], standalone_mode=False
+    )
+    for number in range(2):
+        stored = cv2.imread(str(tmp_path / "set" / "label" / f"{number:06d}.png"), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(stored, as_published(seed=4).picture(number).labels)
+    with pytest.raises(SourceError, match="star; there are rectangle, ellipse, line, blob"):
+        aoi.main(["simulate", str(tmp_path / "other"), *given, "--shapes", "star"], standalone_mode=False)
 
 
 def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class LowContrast:
         _require(self.seed >= 0, f"seed is {self.seed}; give a whole number from 0")
         _require(min(self.size) >= 8 and max(self.size) <= LONGEST_SIDE, f"size is {self.size}; 8 to {LONGEST_SIDE} px")
         _require(0 < self.noise_sigma <= 64, f"noise_sigma is {self.noise_sigma}; above 0 and up to 64 grey levels")
-        _require(bool(self.shapes) and set(self.shapes) <= set(SHAPES), f"shapes are {self.shapes}; of {SHAPES}")
+        known = bool(self.shapes) and set(self.shapes) <= set(SHAPES)
+        _require(known, f"shapes are {', '.join(self.shapes)}; there are {', '.join(SHAPES)}")
         for name, least, most in (("count", 0, MOST_DEFECTS), ("side", 1, min(self.size)), ("thickness", 1, 255)):
             low, high = getattr(self, name)
             _require(least <= low <= high <= most, f"{name} is {low} to {high}; give {least} to {most}, least first")

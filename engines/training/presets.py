@@ -64,6 +64,7 @@ PRESETS = {
             "any",
             "cascade",
             (Lesson("pair", "inline", "pair", Schedule(steps=2000), good_share=0.35),),
+            Variation(paste=0.5),
         ),
         Preset(
             "lcd-unet",

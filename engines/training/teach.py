@@ -79,9 +79,6 @@ def _gated(picture: Picture) -> Picture:
 
 def _pair_task(lesson: Lesson, lecture: Class, net: nn.Module) -> Task:
     assert isinstance(net, Inline)
-    if not lecture.template:
-        for part in net.encoder.general():
-            part.requires_grad_(False)
 
     def loss_of(net: nn.Module, batch: Batch, progress: float) -> Tensor:
         tile, cells, pixels = (each.float() for each in net(batch.pixels))

@@ -11,7 +11,6 @@ stages that are left out hold three quarters of the weights and see only a 32nd 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.resources import files
 
 import numpy as np
@@ -26,7 +25,6 @@ MEAN, DEVIATION = 127.0, 128.0  # of the grey values the encoder was taught with
 SPREAD = 0.375  # deviation of a photograph's values in the encoder's units
 LEAST_DEVIATION = 6.0  # grey levels: a tile of less contrast is noise, which is not blown up
 PRETRAINED = "efficientnet-lite0-five-stages.npz"
-GENERAL = 2  # stages, after the stem, that see edges and textures as any picture has them: not taught again
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -96,11 +94,6 @@ class Encoder(nn.Module):
         with torch.no_grad():
             grey = self.stem.weight.sum(1)
             self.stem.weight.copy_(torch.stack([grey / 2, torch.zeros_like(grey), grey], 1))
-
-    def general(self) -> Iterator[nn.Module]:
-        """The parts that need no teaching where the input looks like a picture."""
-        yield self.stem
-        yield from self.stages[:GENERAL]
 
 
 def separable(channels: int, kernel: int) -> nn.Sequential:
