@@ -20,6 +20,7 @@ from engines.datasets.labelled import Dataset, Problem, Sample
 from pipeline.class_names import ClassNames, match_names
 from pipeline.errors import RecipeError
 from pipeline.examine import Examined, examine, judged
+from pipeline.gate import GatePoint, gate_curve
 from pipeline.inspector import open_engines
 from pipeline.messages import Judgement
 from pipeline.operating_point import Grid, Point, Rate, Rules, Shown, by_part, choose, curve, escaped, grid_for, sweep
@@ -74,7 +75,7 @@ class Evaluation:
     settings: Settings
     recipes: tuple[str, ...]
     grid: Grid
-    has_segmenter: bool
+    mode: str  # of the recipes
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     agreement: Agreement = field(init=False)
@@ -149,6 +150,11 @@ class Evaluation:
         self.misses.offer(miss)
 
     @property
+    def has_segmenter(self) -> bool:
+        """Are pixels marked at all?"""
+        return self.mode != "classify"
+
+    @property
     def defective(self) -> npt.NDArray[np.bool_]:
         """[N] What is true of each picture."""
         return np.array([row.true_class > 0 for row in self.rows], bool)
@@ -196,6 +202,13 @@ class Evaluation:
         total = Counter(row.true_class for row in self.rows)
         return {name: Rate(right[index], total[index]) for index, name in enumerate(self.data_classes)}
 
+    @property
+    def gate(self) -> list[GatePoint]:
+        """What the classifier alone sends on by threshold; empty where it is no gate or one of the kinds is missing."""
+        if self.mode != "cascade" or not self.escape.total or not self.overkill.total:
+            return []
+        return gate_curve(np.array([row.p_defect for row in self.rows]), self.defective, self.grid.thresholds)
+
     def shown(self) -> Shown:
         """What rules can be tried on."""
         p_defect, review_above = (np.array(column) for column in zip(*self._suspicion, strict=True))
@@ -221,8 +234,7 @@ def evaluate(jobs: Sequence[Job], settings: Settings, progress: Progress = lambd
     grid = grid_for(first.recipe.mode, [present_rules(job.recipe) for job in jobs])
     names = match_names(first.dataset.classes, first.recipe)
     labels = tuple(job.recipe.label for job in jobs)
-    has_segmenter = "segmenter" in first.recipe.stages
-    evaluation = Evaluation(names, first.dataset.classes, settings, labels, grid, has_segmenter)
+    evaluation = Evaluation(names, first.dataset.classes, settings, labels, grid, first.recipe.mode)
     evaluation.remarks += names.remarks
     shared = Counter(sample.image for job in jobs for sample in job.samples)
     if several := sum(count > 1 for count in shared.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.evaluation import Evaluation, Tried
+from pipeline.gate import GatePoint
 from pipeline.operating_point import Point, Rate
 
 
@@ -20,6 +21,7 @@ def as_json(evaluation: Evaluation, tried: Tried) -> dict[str, Any]:
         **_boxes_json(evaluation),
         "escape_target": evaluation.settings.escape_target,
         "chosen": tried.chosen and _point_json(tried.chosen, tried.chosen_parts),
+        "gate": [_gate_json(point) for point in evaluation.gate],
         "curve": [_point_json(point) for point in tried.curve],
         "remarks": list(evaluation.remarks),
         "problems": [{"path": problem.path, "reason": problem.reason} for problem in evaluation.problems],
@@ -108,6 +110,16 @@ def _point_json(point: Point, parts: Rate | None = None) -> dict[str, Any]:
         facts["overkill_interval"] = _ends(point.overkill)
         facts["escape_interval_parts"] = _ends(parts)
     return facts
+
+
+def _gate_json(point: GatePoint) -> dict[str, Any]:
+    return {
+        "threshold": point.threshold,
+        "recall": point.recall.share,
+        "recall_interval": _ends(point.recall),
+        "precision": point.precision.share,
+        "sent": point.sent.share,
+    }
 
 
 def _ends(rate: Rate) -> list[float] | None:

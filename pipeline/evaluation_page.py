@@ -10,6 +10,7 @@ import cv2
 
 from pipeline.evaluation import Evaluation, Tried
 from pipeline.evaluation_tables import number, remarks, share
+from pipeline.gate import GatePoint
 from pipeline.operating_point import NEVER, Point
 from pipeline.worst_misses import Miss, draw_miss
 
@@ -51,6 +52,7 @@ def page(evaluation: Evaluation, tried: Tried, curve_png: bytes | None) -> str:
         "<h2>Classes</h2>" + _classes(evaluation),
         "<h2>True class (rows), and what was said</h2>" + _confusion(evaluation),
         "<h2>Escape against overkill</h2>" + _curve(tried, curve_png),
+        *(["<h2>The classifier alone as a gate</h2>" + _gate(gate)] if (gate := evaluation.gate) else []),
         "<h2>Worst misses</h2>" + _gallery(evaluation.misses.kept),
     ]
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{plain(title)}</title>"
@@ -138,6 +140,12 @@ def _curve(tried: Tried, png: bytes | None) -> str:
     rows += [_point(point) for point in tried.curve]
     place = next((n for n, point in enumerate(tried.curve) if tried.chosen and point.rules == tried.chosen.rules), None)
     return image + _table(rows, place) + _chosen(tried)
+
+
+def _gate(points: Sequence[GatePoint]) -> str:
+    rows = [["threshold", "recall", "precision", "sent on"]]
+    rows += [[f"{p.threshold:g}", str(p.recall), share(p.precision.share), share(p.sent.share)] for p in points]
+    return _table(rows, None)
 
 
 def _point(point: Point) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.evaluation import Evaluation, Tried
+from pipeline.gate import GatePoint
 from pipeline.operating_point import NEVER, Point
 from pipeline.shown import counted, printable
 
@@ -27,6 +29,8 @@ def show_evaluation(console: Console, evaluation: Evaluation, tried: Tried) -> N
         console.print(_pixels(evaluation), highlight=False)
     if evaluation.boxes_known:
         console.print(_boxes(evaluation), highlight=False)
+    if gate := evaluation.gate:
+        console.print(_gate(gate))
     if tried.curve:
         console.print(_curve(evaluation, tried))
     for remark in remarks(evaluation):
@@ -125,6 +129,21 @@ def _boxes(evaluation: Evaluation) -> Text:
         f"F1 {number(boxes.f1)} at IoU {boxes.least_iou:g} over {sum(boxes.true.values()):,} true boxes\n",
         ("mAP       ", "bold"), f"{number(ranked.mean_ap)} ({per_class})\n",
     )  # fmt: skip
+
+
+def _gate(points: Sequence[GatePoint]) -> Table:
+    table = _table("\nthe classifier alone as a gate", "threshold", "recall", "95 %", "precision", "sent on")
+    for point in points:
+        ends = point.recall.interval
+        sure = "–" if ends is None else f"{100 * ends[0]:.1f} – {100 * ends[1]:.1f} %"
+        table.add_row(
+            f"{point.threshold:g}",
+            share(point.recall.share),
+            sure,
+            share(point.precision.share),
+            share(point.sent.share),
+        )
+    return table
 
 
 def _curve(evaluation: Evaluation, tried: Tried) -> Table:

@@ -211,6 +211,19 @@ def test_figures_by_hand(tmp_path: Path, few: Dataset) -> None:
     json.dumps(facts, allow_nan=False)
 
 
+def test_gate_by_hand(tmp_path: Path, few: Dataset) -> None:
+    """The classifier sends on a-0 and b-1: one of two defective pictures, one in vain; a classifier alone is no gate."""
+    evaluation = evaluated(fake_recipe(tmp_path, "cascade"), few)
+    gate = as_json(evaluation, tried := try_rules(evaluation))["gate"]
+    assert [point["threshold"] for point in gate] == sorted({point["threshold"] for point in gate})
+    assert {(point["recall"], point["precision"], point["sent"]) for point in gate} == {(1 / 2, 1 / 2, 2 / 5)}
+    assert "as a gate" in page(evaluation, tried, None)
+    for mode in ("classify", "segment"):
+        evaluation = evaluated(fake_recipe(tmp_path, mode), few)
+        assert as_json(evaluation, tried := try_rules(evaluation))["gate"] == []
+        assert "as a gate" not in page(evaluation, tried, None)
+
+
 def test_chosen_rules_are_better_and_hold(tmp_path: Path, few: Dataset) -> None:
     """An area between the false alarm's 16 px and the defect's 64 px; a recipe with them does as promised."""
     recipe = fake_recipe(tmp_path)
