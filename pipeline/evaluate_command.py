@@ -71,6 +71,8 @@ def evaluate_(
     aoi evaluate magnetic-tile --data ./tiles --good free
     aoi evaluate runs/fold-0 runs/fold-1 runs/fold-2 --data ./tiles --split './split/fold-{n}' --report runs/report
     aoi evaluate ./model --data ./tiles --side validation --escape-target 0.02 --choose --write
+
+    Where every picture is defective and boxes are the truth, --choose takes the score and area with the best F1.
     """
     if writes and not chooses:
         raise click.UsageError("--write goes with --choose")
@@ -138,15 +140,24 @@ def _write_report(folder: Path, evaluation: Evaluation, tried: Tried, facts: dic
 
 def _choose(tried: Tried, recipes: Sequence[Recipe], written: Sequence[str], side: str, quiet: bool) -> None:
     messages = Console(stderr=True)
-    if tried.chosen is None:
+    if tried.chosen is None and tried.boxes is None:
         raise SourceError("rules cannot be chosen without both good and defective pictures; take another --side")
     if side != "validation":
         messages.print(f"chosen on {side} pictures: what they say of these rules is too rosy", style="yellow")
-    values = chosen_values(recipes[0].mode, tried.chosen.rules)
+    values = values_of(recipes[0].mode, tried)
     click.echo(toml_lines(values), err=quiet)
     for name in written:
         write_values(path := find_recipe(name), values)
         messages.print(f"written into {path}", highlight=False, soft_wrap=True)
+
+
+def values_of(mode: str, tried: Tried) -> Values:
+    """The keys of a recipe that what was chosen sets; none where nothing could be."""
+    if tried.chosen:
+        return chosen_values(mode, tried.chosen.rules)
+    if tried.boxes:
+        return {"judge": {"min_score": tried.boxes.min_score, "min_area_px": tried.boxes.min_area_px}}
+    return {}
 
 
 def chosen_values(mode: str, rules: Rules) -> Values:

@@ -17,6 +17,7 @@ from engines import rle
 from engines.datasets.agreement import Agreement, Confusion, image_dice
 from engines.datasets.boxes import BoxScore, boxes_from_labels
 from engines.datasets.labelled import Dataset, Problem, Sample
+from pipeline.box_rules import BoxPoint, BoxSweep
 from pipeline.class_names import ClassNames, match_names
 from pipeline.errors import RecipeError
 from pipeline.examine import Examined, examine, judged
@@ -26,7 +27,7 @@ from pipeline.messages import Judgement
 from pipeline.operating_point import Grid, Point, Rate, Rules, Shown, by_part, choose, curve, escaped, grid_for, sweep
 from pipeline.postprocess import Findings
 from pipeline.recipe import Recipe
-from pipeline.regions_by_rule import regions_by_rule
+from pipeline.regions_by_rule import regions_by_rule, with_rules
 from pipeline.worst_misses import Miss, WorstMisses
 
 Gray8 = npt.NDArray[np.uint8]
@@ -83,6 +84,7 @@ class Evaluation:
     confusion: Confusion = field(init=False)
     boxes: BoxScore = field(init=False)  # those of the rules
     ranked: BoxScore = field(init=False)  # whatever their score, for AP
+    box_sweep: BoxSweep = field(init=False)
     boxes_known: bool = False
     misses: WorstMisses = field(init=False)
     remarks: list[str] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Evaluation:
         count = len(self.names.classes)
         self.agreement, self.alone, self.confusion = Agreement(count), Agreement(count), Confusion(count)
         self.boxes, self.ranked = BoxScore(self.settings.least_iou), BoxScore(self.settings.least_iou)
+        self.box_sweep = BoxSweep(self.grid.min_scores, self.grid.min_areas, self.settings.least_iou)
         self.misses = WorstMisses(self.settings.gallery)
 
     def add(self, examined: Examined, recipe: Recipe) -> None:
@@ -136,8 +139,9 @@ class Evaluation:
         self.boxes_known = True
         known = [replace(box, class_index=int(self.names.of_data[box.class_index])) for box in boxes]
         lenient = replace(recipe, judge=replace(recipe.judge, min_score=0.0))
-        everything = self._found(examined.findings(lenient), found)
-        for score, labels in ((self.boxes, found), (self.ranked, everything)):
+        open_rules = with_rules(recipe, recipe.classifier.threshold, 0.0, 1)
+        for score, rules in ((self.boxes, None), (self.ranked, lenient), (self.box_sweep, open_rules)):
+            labels = found if rules is None else self._found(examined.findings(rules), found)
             score.add(boxes_from_labels(labels, confidence, self.settings.merge_px, self.settings.pad_px), known)
 
     def _add_miss(self, row: Row, examined: Examined, found: Gray8, true: Gray8) -> None:
@@ -222,6 +226,7 @@ class Tried:
     curve: list[Point]
     chosen: Point | None
     chosen_parts: Rate  # defective parts with an escaped picture under the chosen rules
+    boxes: BoxPoint | None = None  # where escapes cannot be weighed: the rules with the best boxes
 
 
 def evaluate(jobs: Sequence[Job], settings: Settings, progress: Progress = lambda done, total: None) -> Evaluation:
@@ -280,6 +285,6 @@ def try_rules(evaluation: Evaluation) -> Tried:
     swept = sweep(shown, evaluation.grid)
     chosen = choose(swept, evaluation.settings.escape_target)
     if chosen is None:
-        return Tried([], None, Rate(0, 0))
+        return Tried([], None, Rate(0, 0), evaluation.box_sweep.best())
     ok = escaped(shown, evaluation.grid, chosen.rules)
     return Tried(curve(swept), chosen, by_part(evaluation.parts, ok, evaluation.defective))

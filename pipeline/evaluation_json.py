@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.evaluation import Evaluation, Tried
@@ -22,6 +23,7 @@ def as_json(evaluation: Evaluation, tried: Tried) -> dict[str, Any]:
         "escape_target": evaluation.settings.escape_target,
         "chosen": tried.chosen and _point_json(tried.chosen, tried.chosen_parts),
         "gate": [_gate_json(point) for point in evaluation.gate],
+        "chosen_by_boxes": tried.boxes and asdict(tried.boxes),
         "curve": [_point_json(point) for point in tried.curve],
         "remarks": list(evaluation.remarks),
         "problems": [{"path": problem.path, "reason": problem.reason} for problem in evaluation.problems],

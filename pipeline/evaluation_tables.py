@@ -28,7 +28,7 @@ def show_evaluation(console: Console, evaluation: Evaluation, tried: Tried) -> N
     if evaluation.agreement.known:
         console.print(_pixels(evaluation), highlight=False)
     if evaluation.boxes_known:
-        console.print(_boxes(evaluation), highlight=False)
+        console.print(_boxes(evaluation, tried), highlight=False)
     if gate := evaluation.gate:
         console.print(_gate(gate))
     if tried.curve:
@@ -119,8 +119,8 @@ def _pixels(evaluation: Evaluation) -> Text:
     )  # fmt: skip
 
 
-def _boxes(evaluation: Evaluation) -> Text:
-    boxes, ranked = evaluation.boxes, evaluation.ranked
+def _boxes(evaluation: Evaluation, tried: Tried) -> Text:
+    boxes, ranked, best = evaluation.boxes, evaluation.ranked, tried.boxes
     per_class = ", ".join(
         f"{printable(name)} {number(ranked.ap(index))}" for index, name in list(enumerate(evaluation.names.classes))[1:]
     )
@@ -128,6 +128,8 @@ def _boxes(evaluation: Evaluation) -> Text:
         ("boxes     ", "bold"), f"precision {number(boxes.precision)}, recall {number(boxes.recall)}, "
         f"F1 {number(boxes.f1)} at IoU {boxes.least_iou:g} over {sum(boxes.true.values()):,} true boxes\n",
         ("mAP       ", "bold"), f"{number(ranked.mean_ap)} ({per_class})\n",
+        ("best F1   ", "bold") if best else "",
+        f"{number(best.f1)} with min score {best.min_score:g}, min area {best.min_area_px} px\n" if best else "",
     )  # fmt: skip
 
 

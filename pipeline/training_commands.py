@@ -22,7 +22,7 @@ from engines.datasets.sharing import make_split
 from engines.datasets.split import SAME_TILE, Split, read_split, write_split
 from pipeline.data_options import LabelledFolder, data_options
 from pipeline.errors import SourceError
-from pipeline.evaluate_command import chosen_values
+from pipeline.evaluate_command import chosen_values, values_of
 from pipeline.evaluation import Evaluation, Job, Settings, evaluate, try_rules
 from pipeline.evaluation_tables import show_evaluation
 from pipeline.model_folder import Contents, Engine, card_text, evaluate_command, recipe_text, write_text
@@ -123,9 +123,11 @@ def _run(
     job = Job(recipe, data, samples["validation"])
     console.print("choosing rules on the validation side …")
     tried = try_rules(measured := evaluate([job], settings))
-    if tried.chosen:
-        rules = tried.chosen.rules if preset.threshold is None else _rules_at(preset.threshold, measured)
-        write_values(out / "recipe.toml", chosen_values(recipe.mode, rules))
+    values = values_of(recipe.mode, tried)
+    if tried.chosen and preset.threshold is not None:
+        values = chosen_values(recipe.mode, _rules_at(preset.threshold, measured))
+    if values:
+        write_values(out / "recipe.toml", values)
         tried = try_rules(measured := evaluate([replace(job, recipe=load_recipe(str(out)))], settings))
     else:
         console.print("rules stay open: set them with `aoi evaluate --choose --write` on good and defective pictures")
