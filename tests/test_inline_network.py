@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="training is an extra: pip install 'in
 from engines import open_engine  # noqa: E402
 from engines.base import EngineError, EngineOptions, Kind  # noqa: E402
 from engines.datasets.labelled import DatasetError  # noqa: E402
-from engines.training.export import TOLERANCE, check_export, export  # noqa: E402
+from engines.training.export import HALVES_MAY_COST, TOLERANCE, check_export, export, export_small, halve  # noqa: E402
 from engines.training.kept_weights import Blueprint, build, check_sides, deployed, keep, kept  # noqa: E402
 from engines.training.networks import NETWORKS  # noqa: E402
 from engines.training.networks.inline import DEVIATION, MEAN, PRETRAINED, Encoder, Inline  # noqa: E402
@@ -139,8 +139,7 @@ def test_the_pair_exports_as_two_small_files_that_run_at_any_batch(kind: str, tm
     tiles, sizes = tiles_of(2, channels=channels), []
     for name, module in deployed(plan_of(kind), pair).items():
         path = tmp_path / f"{name}.onnx"
-        export(module, name, (64, 96, channels), path)
-        assert check_export(module, name, path, tiles[:1], CLASSES) < TOLERANCE
+        assert export_small(module, name, (64, 96, channels), path, tiles[:1], CLASSES) < HALVES_MAY_COST
         sizes.append(path.stat().st_size)
         with open_engine("cpu", path, name, CLASSES, EngineOptions(max_batch=2, in_flight=1)) as engine:
             assert engine.spec.tile_shape == (64, 96, channels)
@@ -162,6 +161,7 @@ def test_a_file_tells_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> N
     """No path of ours and no remark of the exporter; weights are halved, biases are whole."""
     module = deployed(plan_of(), pair_of())["classifier"]
     export(module, "classifier", (64, 64, 1), tmp_path / "a.onnx")
+    halve(tmp_path / "a.onnx")
     content = (tmp_path / "a.onnx").read_bytes()
     assert str(Path(__file__).parent.parent).encode() not in content
     assert b"site-packages" not in content
@@ -186,6 +186,20 @@ def test_an_export_of_other_weights_is_refused(kind: Kind, tmp_path: Path) -> No
     with pytest.raises(EngineError, match="differs from the network") as refused:
         check_export(other, kind, tmp_path / "a.onnx", tiles_of(1, 64, 64), CLASSES)
     assert refused.value.kind == "unfit"
+
+
+def test_weights_stay_whole_where_halves_would_change_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing may change, no half is kept; the file is larger, and it is the network."""
+    module, tiles, sizes = deployed(plan_of(), pair_of())["classifier"], tiles_of(2, 64, 64), []
+    for allowed in (HALVES_MAY_COST, 0.0):
+        monkeypatch.setattr("engines.training.export.HALVES_MAY_COST", allowed)
+        assert export_small(module, "classifier", (64, 64, 1), tmp_path / "a.onnx", tiles, CLASSES) < HALVES_MAY_COST
+        sizes.append((tmp_path / "a.onnx").stat().st_size)
+    assert check_export(module, "classifier", tmp_path / "a.onnx", tiles, CLASSES) < TOLERANCE
+    assert not any(each.name.endswith(".half") for each in onnx.load(str(tmp_path / "a.onnx")).graph.initializer)
+    assert sizes[1] > 1.8 * sizes[0]
 
 
 @each_input

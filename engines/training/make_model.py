@@ -29,7 +29,7 @@ from engines.datasets.labelled import (
     read_image,
     read_pictures,
 )
-from engines.training.export import check_export, export
+from engines.training.export import export_small
 from engines.training.fit import State
 from engines.training.geometry import LARGEST_TILE, choose_shape
 from engines.training.kept_weights import Blueprint, check_sides, deployed, keep, kept
@@ -211,8 +211,7 @@ def export_files(
     files = []
     for kind, module in deployed(blueprint, net).items():
         path = out / f"{kind}.onnx"
-        export(module, kind, shape, path)
-        difference = check_export(module, kind, path, tiles, blueprint.classes)
+        difference = export_small(module, kind, shape, path, tiles, blueprint.classes)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         files.append(File(kind, path.name, digest, blueprint.classes, difference))
     return files

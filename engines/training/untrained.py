@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engines.base import Kind
 from engines.datasets.labelled import DatasetError
-from engines.training.export import export
+from engines.training.export import export, halve
 from engines.training.kept_weights import blueprint_of, build, check_sides, deployed
 from engines.training.presets import PRESETS, ROLES, Lesson
 
@@ -40,6 +40,7 @@ def write_untrained(
     for kind, module in deployed(blueprint, net).items():
         path = folder / f"{kind}.onnx"
         export(module, kind, (*tile, channels), path)
+        halve(path)  # as a taught one
         files.append(Untrained(kind, path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
     return files
 
