@@ -149,11 +149,13 @@ def _gate(points: Sequence[GatePoint]) -> Table:
 
 
 def _curve(evaluation: Evaluation, tried: Tried) -> Table:
-    title = f"\nescape against overkill   at an escape of {evaluation.settings.escape_target:.1%} or less: ◀"
     best, met = (tried.chosen.rules, tried.chosen.meets_target) if tried.chosen else (None, True)
+    target = f"an escape of {evaluation.settings.escape_target:.1%}"
+    said = f"at {target} or less: ◀" if met else f"{target} is met by no rules, the nearest: ◀"
+    title = f"\nescape against overkill   {said}"
     table = _table(title, "overkill", "escape", "REVIEW", "threshold", "min score", "min area px", "NG above", "")
     for point in tried.curve:
-        note = ("◀" if met else "◀ target not met") if point.rules == best else ""
+        note = "◀" if point.rules == best else ""
         table.add_row(*_figures(point), note, style="bold" if note else "")
     return table
 
