@@ -32,7 +32,7 @@ soak: .venv/.ready  ## does memory grow, does work slow down: make soak [MINUTES
 	@$(MAKE) --no-print-directory _venv INTO=.venv EXTRAS=cpu,embedded,plots
 
 .venv-test/.ready: setup.cfg pyproject.toml constraints.txt
-	@$(MAKE) --no-print-directory _venv INTO=.venv-test EXTRAS=cpu,embedded,plots,train,test
+	@$(MAKE) --no-print-directory _venv INTO=.venv-test EXTRAS=cpu,embedded,int8,plots,train,test
 
 .PHONY: _venv
 _venv:

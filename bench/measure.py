@@ -17,8 +17,8 @@ from bench.report import EngineRun, LineRun, Report, Run
 from bench.whole_line import Line, Site
 from engines.base import Engine
 from pipeline.broker import Broker
-from pipeline.inspector import open_engines
 from pipeline.messages import Frame
+from pipeline.opening import open_engines
 from pipeline.recipe import Recipe
 from pipeline.redis_binary import find_server
 
@@ -99,7 +99,7 @@ def _measure_engines(plan: Plan, frames: list[Frame], tell: Tell) -> tuple[list[
     batching = replace(plan.recipe.batching, max_batch=max(plan.sizes))
     recipe = replace(plan.recipe, batching=batching)
     runs: list[EngineRun] = []
-    with open_engines(recipe) as engines:
+    with open_engines(recipe, unpromoted=True) as engines:
         first: Engine = next(iter(engines.values()))
         tiles = tiles_of(frames, recipe, first.spec)
         for kind, engine in engines.items():

@@ -66,7 +66,7 @@ class Line:
         work = ["-m", "pipeline.cli", "work", "--recipe", site.recipe, "--line", self.name]  # not the URL: ps shows it
         device = ["--device", b.device] if b.device else []
         engine = ["--engine", b.engine, *device, "--threads", str(b.threads), "--max-batch", str(self._max_batch)]
-        return [*work, "--name", "measured", *engine]
+        return [*work, "--name", "measured", "--unpromoted", *engine]
 
     def _wait_for_worker(self) -> None:
         """Until it has compiled its engines and asked for frames; the ledger knows who is alive."""

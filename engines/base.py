@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 Kind = Literal["classifier", "segmenter"]
+Failure = Literal["missing", "unfit", "batch", "memory", "broken"]
 Pixels = npt.NDArray[np.uint8]
 Outputs = Mapping[str, npt.NDArray[np.generic]]
 OUTPUTS: dict[Kind, tuple[str, ...]] = {"classifier": ("scores",), "segmenter": ("labels", "confidence")}
@@ -30,23 +31,25 @@ class EngineError(Exception):
     """An engine cannot be opened or a batch could not be run; the text says what to do.
 
     `kind` is what the worker acts on: `missing` (no such file or package), `unfit` (the model is not what
-    the recipe says), `batch` (this batch failed, the engine still works), `broken` (the engine is gone).
+    the recipe says), `batch` (this batch failed, the engine still works), `memory` (too little on the device: fewer
+    tiles at a time may do), `broken` (the engine is gone, and on a GPU the process's whole context with it).
     """
 
-    def __init__(self, message: str, kind: Literal["missing", "unfit", "batch", "broken"] = "broken") -> None:
+    def __init__(self, message: str, kind: Failure = "broken") -> None:
         super().__init__(message)
         self.kind = kind
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run a model: the same four knobs for every engine, and which file it must be."""
+    """How to run a model: the same knobs for every engine, and which file it must be."""
 
-    device: str = ""  # engine's own default when empty; OpenVINO: CPU, GPU, NPU
+    device: str = ""  # engine's own default when empty; OpenVINO: CPU, GPU, NPU; TensorRT: number of the GPU
     threads: int = 0  # 0: every core
     in_flight: int = 2  # batches that may be submitted and not yet collected
     max_batch: int = 8
     sha256: str = ""  # of the model file; empty: any file will do
+    precision: str = "fp32"  # of that file; an engine that is not told computes in float32
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class EngineSpec:
 
     engine: str  # its name in ENGINES
     kind: Kind
-    device: str  # in words, as it stands in verdicts and reports
+    device: str  # in words, the same for every device that computes alike
     height: int  # px
     width: int  # px
     channels: int  # 1 or 3
@@ -63,6 +66,14 @@ class EngineSpec:
     max_batch: int
     in_flight: int
     model_hash: str  # sha256 of the model file, hexadecimal
+    runtime: str = ""  # what computes it, with its version: other versions may compute otherwise
+
+    remark: str = ""  # of whoever opened it: what a verdict must say besides
+
+    @property
+    def place(self) -> str:
+        """The device with the remark, as it stands in verdicts."""
+        return f"{self.device} ({self.remark})" if self.remark else self.device
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ import openvino as ov
 
 from engines.base import OUTPUTS, EngineError, EngineOptions, EngineSpec, Kind, Outputs, Pixels, check_batch
 from engines.onnx_file import check_self_contained, read_model_file
+from engines.precision import FLOAT
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -83,7 +84,7 @@ class CpuEngine:
         self._idle: dict[int, list[Any]] = {}
         device = options.device or "CPU"
         self.spec = EngineSpec(
-            engine="cpu",
+            engine="cpu" if options.precision == FLOAT else f"cpu-{options.precision}",
             kind=kind,
             device=self._device_name(device),
             height=height,
@@ -93,6 +94,7 @@ class CpuEngine:
             max_batch=options.max_batch,
             in_flight=options.in_flight,
             model_hash=model_hash,
+            runtime=f"OpenVINO {ov.__version__.partition('-')[0]}",
         )
 
     def _read(self, model: Path, content: bytes) -> ov.Model:

@@ -50,7 +50,7 @@ def check_self_contained(content: bytes, name: object) -> None:
     """EngineError unless these bytes are an ONNX model with all its weights in it."""
     try:
         outside = [kind for kind, number, value in _fields(content) if _points_outside(kind, number, value)]
-        has_graph = any(number == GRAPH and wire == BYTES for number, wire, _ in _split(memoryview(content)))
+        has_graph = any(number == GRAPH and wire == BYTES for number, wire, _ in split_message(memoryview(content)))
     except ValueError as error:
         raise EngineError(f"{name} is not an ONNX model: {error}; copy it again", "unfit") from error
     if not has_graph:
@@ -69,14 +69,14 @@ def _fields(content: bytes) -> Iterator[tuple[str, int, int | memoryview]]:
     waiting = [("model", memoryview(content))]
     while waiting:
         kind, message = waiting.pop()
-        for number, wire, value in _split(message):
+        for number, wire, value in split_message(message):
             yield kind, number, value
             inner = FIELDS[kind].get(number)
             if inner and wire == BYTES and isinstance(value, memoryview):
                 waiting.append((inner, value))
 
 
-def _split(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def split_message(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     """(field, wire type, value) of one message; ValueError where it is none or cut off."""
     at = 0
     while at < len(message):

@@ -23,12 +23,14 @@ from engines.datasets.low_contrast import SHAPES, LowContrast, write_folder
 from pipeline import demo as demo_
 from pipeline import doctor as doctor_
 from pipeline import tables
+from pipeline.build_command import build
 from pipeline.daemon_commands import produce_, work
 from pipeline.dataset_commands import dataset
 from pipeline.errors import AoiError, DiskError, Exit, SourceError
 from pipeline.evaluate_command import evaluate_
 from pipeline.ledger_commands import audit, results, status
 from pipeline.options import as_json, option, simulator_options
+from pipeline.parity_command import parity_
 from pipeline.recipe import load_recipe
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
@@ -222,7 +224,7 @@ def simulate(
     click.echo(f"{frames} pictures written to {folder}", err=True)
 
 
-for command in (produce_, work, results, status, audit, dataset, train, evaluate_, export, bench):
+for command in (produce_, work, results, status, audit, dataset, train, evaluate_, build, parity_, export, bench):
     aoi.add_command(command)
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from pipeline import doctor as doctor_
 from pipeline.connected import broker_url, on_signal, opened
 from pipeline.deadlines import fail_safe, kept_deadlines
 from pipeline.errors import Exit
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
 from pipeline.messages import JUDGEMENTS, PIXEL_FORMATS, Judgement, PixelFormat
 from pipeline.metrics import ProducerMetrics, WorkerMetrics, producer_trouble, worker_facts, worker_trouble
 from pipeline.metrics_ledger import LedgerMetrics
 from pipeline.metrics_server import MetricsServer
+from pipeline.opening import open_engines
 from pipeline.options import budget, connection, metrics_option, option, simulator_options
 from pipeline.overlay import OverlayFolder
 from pipeline.producer import Offered, Paced, produce
@@ -175,7 +176,8 @@ def _tell_offered(offered: Offered, line: str, stamp: Stamp, left_out: int) -> N
 @connection
 @budget
 @option("--engine", type=click.Choice(list(ENGINES)), help="Instead of the recipe's.")
-@option("--device", help="Instead of the recipe's: CPU, GPU, NPU.")
+@option("--device", help="Instead of the recipe's: CPU, GPU, NPU; with TensorRT the number of the GPU.")
+@option("--unpromoted", is_flag=True, help="Run an engine that `aoi parity` did not promote here; its verdicts say so.")
 @option("--threads", type=click.IntRange(0), help="Instead of the recipe's; 0: every core.")
 @option("--max-batch", type=click.IntRange(1, 256), help="Instead of the recipe's.")
 @option("--name", default="", help="Of this worker, as it stands in verdicts [default: host, process].")
@@ -199,6 +201,7 @@ def work(
     broker_dir: Path | None,
     engine: str | None,
     device: str | None,
+    unpromoted: bool,
     threads: int | None,
     max_batch: int | None,
     name: str,
@@ -224,7 +227,7 @@ def work(
         if overlays and overlay_limit:
             keeper = OverlayFolder(overlays, cast("tuple[Judgement, ...]", overlay_of), overlay_limit)
             stack.callback(keeper.close)
-        engines = stack.enter_context(open_engines(chosen))
+        engines = stack.enter_context(open_engines(chosen, unpromoted))
         consumer = f"{name}~{new_session()}"  # its own in each life: what the last one left is a dead worker's
         where = stack.enter_context(broker_url(url, broker_dir))
         stream = stack.enter_context(opened(where, None, line, consumer, limits))

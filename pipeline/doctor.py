@@ -19,7 +19,7 @@ import psutil
 from engines import ENGINES, EngineError
 from pipeline.broker import default_folder
 from pipeline.errors import AoiError
-from pipeline.inspector import open_engines
+from pipeline.opening import open_engines
 from pipeline.recipe import load_recipe, shipped
 from pipeline.redis_binary import find_server
 from pipeline.stream import open_stream

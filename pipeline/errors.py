@@ -38,6 +38,7 @@ class Exit(IntEnum):
     UNREADY = 9
     MISMATCH = 10
     MISSED = 11
+    REFUSED = 12
     INTERRUPTED = 130
 
 

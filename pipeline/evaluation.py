@@ -22,8 +22,8 @@ from pipeline.class_names import ClassNames, match_names
 from pipeline.errors import RecipeError
 from pipeline.examine import Examined, examine, judged
 from pipeline.gate import GatePoint, gate_curve
-from pipeline.inspector import open_engines
 from pipeline.messages import Judgement
+from pipeline.opening import open_engines
 from pipeline.operating_point import Grid, Point, Rate, Rules, Shown, by_part, choose, curve, escaped, grid_for, sweep
 from pipeline.postprocess import Findings
 from pipeline.recipe import Recipe
@@ -256,7 +256,7 @@ def evaluate(jobs: Sequence[Job], settings: Settings, progress: Progress = lambd
 
 def _answers(jobs: Sequence[Job]) -> Iterator[tuple[Job, Examined | Problem]]:
     for job in jobs:
-        with open_engines(job.recipe) as engines:
+        with open_engines(job.recipe, unpromoted=True) as engines:
             for answer in examine(job.recipe, engines, job.dataset, job.samples):
                 yield job, answer
 

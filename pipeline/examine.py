@@ -90,7 +90,7 @@ def judged(examined: Examined, recipe: Recipe) -> tuple[Judgement, str, Findings
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class Cut:
     """A picture that is cut and not yet shown to an engine."""
 
     picture: Picture
@@ -107,16 +107,17 @@ def examine(
     """
     spec = next(iter(engines.values())).spec
     enough = spec.max_batch * spec.in_flight  # tiles that keep the engines busy
-    waiting: list[_Waiting | Problem] = []
+    waiting: list[Cut | Problem] = []
     for sample in samples:
-        waiting.append(_prepare(recipe, spec, dataset, sample))
-        if sum(len(each.tiles) for each in waiting if isinstance(each, _Waiting)) >= enough:
+        waiting.append(prepared(recipe, spec, dataset, sample))
+        if sum(len(each.tiles) for each in waiting if isinstance(each, Cut)) >= enough:
             yield from _answer(recipe, engines, waiting)
             waiting = []
     yield from _answer(recipe, engines, waiting)
 
 
-def _prepare(recipe: Recipe, spec: EngineSpec, dataset: Dataset, sample: Sample) -> _Waiting | Problem:
+def prepared(recipe: Recipe, spec: EngineSpec, dataset: Dataset, sample: Sample) -> Cut | Problem:
+    """One picture read and cut as the line does it, or why it could not be."""
     try:
         picture = read_picture(dataset, sample, colour=spec.channels == 3 and not recipe.template.used)
         working = working_image(picture.pixels, recipe, spec.channels, _template(recipe, picture))
@@ -124,7 +125,7 @@ def _prepare(recipe: Recipe, spec: EngineSpec, dataset: Dataset, sample: Sample)
         return Problem(sample.image, str(error))
     height, width = working.shape[:2]
     plan = plan_tiles(height, width, spec.height, spec.width, recipe.picture.overlap)
-    return _Waiting(picture, plan, cut_tiles(working, plan))
+    return Cut(picture, plan, cut_tiles(working, plan))
 
 
 def _template(recipe: Recipe, picture: Picture) -> Gray8 | None:
@@ -135,19 +136,19 @@ def _template(recipe: Recipe, picture: Picture) -> Gray8 | None:
 
 
 def _answer(
-    recipe: Recipe, engines: Mapping[Kind, Engine], waiting: Sequence[_Waiting | Problem]
+    recipe: Recipe, engines: Mapping[Kind, Engine], waiting: Sequence[Cut | Problem]
 ) -> Iterator[Examined | Problem]:
-    cut = [each for each in waiting if isinstance(each, _Waiting)]
+    cut = [each for each in waiting if isinstance(each, Cut)]
     answers = iter(_ask(recipe, engines, cut))
     for each in waiting:
         yield each if isinstance(each, Problem) else next(answers)
 
 
-def _ask(recipe: Recipe, engines: Mapping[Kind, Engine], cut: Sequence[_Waiting]) -> list[Examined | Problem]:
+def _ask(recipe: Recipe, engines: Mapping[Kind, Engine], cut: Sequence[Cut]) -> list[Examined | Problem]:
     """All together; when that fails, one by one, so that a bad picture spoils no other."""
     try:
         tiles = [tile for each in cut for tile in each.tiles]
-        outputs = {kind: _run(engine, tiles) for kind, engine in engines.items()} if tiles else {}
+        outputs = {kind: run(engine, tiles) for kind, engine in engines.items()} if tiles else {}
     except EngineError as error:
         if error.kind == "broken":
             raise
@@ -158,14 +159,14 @@ def _ask(recipe: Recipe, engines: Mapping[Kind, Engine], cut: Sequence[_Waiting]
     start = 0
     for each in cut:
         rows = slice(start, start + len(each.tiles))
-        answers.append(_whole(recipe, each, outputs, rows))
+        answers.append(whole(recipe, each, outputs, rows))
         start = rows.stop
     return answers
 
 
-def _run(engine: Engine, tiles: Sequence[Gray8]) -> Outputs:
-    """Every tile through the engine, with as many batches in flight as it takes."""
-    size, running, parts = engine.spec.max_batch, list[Ticket](), []
+def run(engine: Engine, tiles: Sequence[Gray8], size: int = 0) -> Outputs:
+    """Every tile through the engine, `size` in a batch (0: its largest), as many batches in flight as it takes."""
+    size, running, parts = size or engine.spec.max_batch, list[Ticket](), []
     try:
         for start in range(0, len(tiles), size):
             if len(running) == engine.spec.in_flight:
@@ -180,7 +181,7 @@ def _run(engine: Engine, tiles: Sequence[Gray8]) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _whole(recipe: Recipe, each: _Waiting, outputs: Mapping[Kind, Outputs], rows: slice) -> Examined | Problem:
+def whole(recipe: Recipe, each: Cut, outputs: Mapping[Kind, Outputs], rows: slice) -> Examined | Problem:
     """One picture's rows of the answer, its planes laid onto the picture."""
     scores = labels = confidence = None
     if "classifier" in outputs:

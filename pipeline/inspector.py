@@ -12,15 +12,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
 
-from engines import open_engine
-from engines.base import Engine, EngineError, EngineOptions, EngineSpec, Kind, Outputs
+from engines.base import Engine, EngineError, EngineSpec, Kind, Outputs
 from pipeline.errors import WireError
 from pipeline.golden_templates import templates_of
 from pipeline.messages import Judgement, Verdict
@@ -231,7 +228,7 @@ class Inspector:
             mask_shape=findings.mask_shape,
             recipe=recipe.label,
             engine=self._label,
-            device=self.spec.device,
+            device=self.spec.place,
             batch_size=job.batch_size,
             deliveries=job.delivery.deliveries,
             received_ns=job.delivery.received_ns,
@@ -262,21 +259,3 @@ def _check_template(recipe: Recipe, spec: EngineSpec) -> None:
         raise EngineError(f"{said} (picture, template, difference); export it so, or remove [template]", "unfit")
     if recipe.template.used:
         templates_of(recipe)
-
-
-@contextmanager
-def open_engines(recipe: Recipe) -> Iterator[dict[Kind, Engine]]:
-    """The recipe's engines, compiled and warm, by stage in the order they run; released on leaving.
-
-    Raises EngineError when a file is missing, is not the one whose hash the recipe states, or does not fit.
-    """
-    batching = recipe.batching
-    options = EngineOptions(batching.device, batching.threads, batching.in_flight, batching.max_batch)
-    with ExitStack() as stack:
-        engines: dict[Kind, Engine] = {}
-        for stage in recipe.stages:
-            model, kind = getattr(recipe, stage), cast(Kind, stage)
-            meant = replace(options, sha256=model.sha256)
-            engine = open_engine(batching.engine, recipe.model_path(model), kind, model.classes, meant)
-            engines[kind] = stack.enter_context(engine)
-        yield engines

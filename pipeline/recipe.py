@@ -106,6 +106,7 @@ class Batching:
     """Which engine runs it and how long a frame may wait for company."""
 
     engine: str = "cpu"
+    fallback: str = ""  # engine for a machine where the first cannot be opened; marked on every verdict; empty: none
     device: str = ""
     threads: int = 0
     in_flight: int = 2

@@ -25,8 +25,9 @@ from engines.fake import FakeEngine, FakeTicket
 from pipeline import cli, patience, stream_redis
 from pipeline import worker as worker_module
 from pipeline.errors import Exit, StreamDown
-from pipeline.inspector import Done, Inspector, Job, open_engines
+from pipeline.inspector import Done, Inspector, Job
 from pipeline.messages import Frame, Verdict
+from pipeline.opening import open_engines
 from pipeline.producer import Offered, produce
 from pipeline.results import kept
 from pipeline.stream import Delivery, Limits, Stream, open_stream

@@ -14,7 +14,8 @@ from conftest import fake_recipe, make_frame, wait_until
 
 from pipeline.deadlines import OFTEN_S, DeadlineKeeper, before, fail_safe, kept_deadlines, pause_s
 from pipeline.errors import StreamDown
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
+from pipeline.opening import open_engines
 from pipeline.results import kept
 from pipeline.stream import Stream, open_stream
 from pipeline.worker import Worker

@@ -12,8 +12,9 @@ import pytest
 from conftest import fake_recipe, make_frame
 
 from engines.base import Kind, Outputs, Pixels
-from pipeline.inspector import MARGIN_NS, Done, Inspector, open_engines, prepare
+from pipeline.inspector import MARGIN_NS, Done, Inspector, prepare
 from pipeline.messages import Frame
+from pipeline.opening import open_engines
 from pipeline.recipe import Recipe
 from pipeline.stream import Delivery
 

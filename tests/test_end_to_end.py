@@ -17,7 +17,8 @@ import pytest
 from conftest import wait_until
 
 from pipeline.broker import Broker
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
+from pipeline.opening import open_engines
 from pipeline.producer import produce
 from pipeline.recipe import load_recipe
 from pipeline.results import Summary, kept

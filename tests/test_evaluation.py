@@ -22,8 +22,9 @@ from pipeline.evaluation import Evaluation, Job, Settings, evaluate, try_rules
 from pipeline.evaluation_json import as_json
 from pipeline.evaluation_page import page
 from pipeline.examine import Examined, examine, judged
-from pipeline.inspector import Inspector, open_engines, prepare
+from pipeline.inspector import Inspector, prepare
 from pipeline.messages import Frame, Verdict
+from pipeline.opening import open_engines
 from pipeline.operating_point import ACCEPTED, BROKEN, NOTHING, Grid, Rate
 from pipeline.preprocess import plan_tiles
 from pipeline.recipe import Recipe, load_recipe, parse_recipe

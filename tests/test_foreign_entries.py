@@ -18,8 +18,9 @@ from conftest import fake_recipe, make_frame, wait_until
 
 from pipeline.cli import main
 from pipeline.errors import Exit
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
 from pipeline.messages import Verdict
+from pipeline.opening import open_engines
 from pipeline.results import kept
 from pipeline.stream import Audit, Delivery, Limits, Stream, list_lines, open_stream
 from pipeline.worker import Worker

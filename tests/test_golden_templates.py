@@ -15,8 +15,9 @@ from training_pictures import grey, save
 from engines.base import EngineError
 from pipeline.errors import RecipeError
 from pipeline.golden_templates import GoldenTemplates, templates_of
-from pipeline.inspector import Inspector, open_engines, prepare
+from pipeline.inspector import Inspector, prepare
 from pipeline.messages import Frame
+from pipeline.opening import open_engines
 from pipeline.preprocess import working_image
 from pipeline.recipe import Recipe, parse_recipe
 from pipeline.registration import TemplateError

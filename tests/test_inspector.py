@@ -13,8 +13,9 @@ import pytest
 from conftest import fake_recipe, make_frame
 
 from engines.base import EngineError
-from pipeline.inspector import Done, Inspector, open_engines, prepare
+from pipeline.inspector import Done, Inspector, prepare
 from pipeline.messages import Frame, Verdict
+from pipeline.opening import open_engines
 from pipeline.recipe import Recipe
 from pipeline.stream import Delivery
 

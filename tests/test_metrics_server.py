@@ -22,9 +22,10 @@ from redis_nodes import Node
 from engines.base import EngineError
 from pipeline import metrics, metrics_server
 from pipeline.errors import Exit
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
 from pipeline.metrics import worker_trouble
 from pipeline.metrics_server import MetricsServer
+from pipeline.opening import open_engines
 from pipeline.stream import open_stream
 from pipeline.worker import Worker
 

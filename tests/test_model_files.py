@@ -19,7 +19,7 @@ from engines.base import EngineError, EngineOptions
 from engines.onnx_file import check_self_contained, read_model_file
 from pipeline.cli import main
 from pipeline.errors import Exit, RecipeError
-from pipeline.inspector import open_engines
+from pipeline.opening import open_engines
 from pipeline.recipe import Model, Recipe, load_recipe, parse_recipe, shipped
 
 CLASSES = ("good", "a", "b")

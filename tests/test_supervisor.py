@@ -19,8 +19,9 @@ from conftest import fake_recipe, make_frame, wait_until
 from test_worker import write_recipe
 
 from pipeline.errors import Exit
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
 from pipeline.messages import Verdict
+from pipeline.opening import open_engines
 from pipeline.stream import Delivery, open_stream
 from pipeline.supervisor import Supervisor
 from pipeline.worker import Worker

@@ -22,8 +22,9 @@ from conftest import fake_recipe, make_frame, wait_until
 from engines.base import EngineError
 from pipeline.broker import Broker
 from pipeline.errors import Exit, StreamDown
-from pipeline.inspector import Inspector, open_engines
+from pipeline.inspector import Inspector
 from pipeline.messages import Verdict
+from pipeline.opening import open_engines
 from pipeline.results import kept
 from pipeline.stream import Delivery, Limits, Stream, open_stream
 from pipeline.worker import Held, Worker
