@@ -26,7 +26,7 @@ from engines.datasets.low_contrast import LowContrast, write_folder
 from engines.datasets.low_contrast_rules import box_threshold, pooled_dice
 from pipeline.errors import DiskError, ReportError
 from pipeline.examine import examine
-from pipeline.inspector import open_engines
+from pipeline.opening import open_engines
 from pipeline.recipe import Recipe
 
 Mask = npt.NDArray[np.bool_]

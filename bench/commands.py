@@ -22,6 +22,7 @@ from bench import report as report_
 from bench.beside import draw_beside
 from bench.cnr_table import show_cnr
 from bench.endurance.commands import chaos, soak
+from bench.engines_commands import engines_, tune_
 from bench.load import Pictures
 from bench.measure import Plan, Tell, doubling, measure
 from bench.models_table import show_models
@@ -297,5 +298,5 @@ def _progress(console: Console, steps: int) -> Iterator[Tell]:
         yield tell
 
 
-bench.add_command(chaos)
-bench.add_command(soak)
+for command in (engines_, tune_, chaos, soak):
+    bench.add_command(command)

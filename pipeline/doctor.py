@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from engines import ENGINES, EngineError
+from engines import ENGINES, EngineError, extra_of
 from pipeline.broker import default_folder
 from pipeline.errors import AoiError
 from pipeline.opening import open_engines
@@ -63,15 +63,24 @@ def _machine() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    for name, place in ENGINES.items():
-        if name == "fake":
-            continue
+    """One finding for each runtime; of a GPU everything that is missing, each with its own remedy."""
+    for runtime, place in _runtimes().items():
+        topic, needed = f"engine {runtime}", runtime == "cpu"
         try:
-            module = import_module(place.split(":")[0])
-            devices: list[str] = getattr(module, "devices", list)()
-            yield Finding(f"engine {name}", bool(devices), ", ".join(devices) or "no device", "check the driver")
-        except ImportError as error:
-            yield Finding(f"engine {name}", False, str(error), f"pip install 'inline-aoi[{name}]'", name == "cpu")
+            module = import_module(place)
+            if missing := getattr(module, "lacks", list)():
+                yield from (Finding(topic, False, what, needed=needed) for what in missing)
+                continue
+            devices: list[str] = module.devices()
+            yield Finding(topic, bool(devices), ", ".join(devices) or "no device", "check the driver", needed)
+        except (ImportError, EngineError) as error:
+            yield Finding(topic, False, str(error), f"pip install 'inline-aoi[{extra_of(runtime)}]'", needed)
+
+
+def _runtimes() -> dict[str, str]:
+    """First word of an engine's name → its module; not those that only tests and comparisons use."""
+    places = {name.partition("-")[0]: place.partition(":")[0] for name, place in ENGINES.items()}
+    return {name: place for name, place in places.items() if name not in ("fake", "torch")}
 
 
 def _redis(url: str) -> Finding:

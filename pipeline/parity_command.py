@@ -30,7 +30,8 @@ from pipeline.recipe import Recipe, load_recipe
 SIDES = ("all", "held-out", "validation", "training")
 
 
-def _engines(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def engine_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names with commas between, the reference first; click's BadParameter for one that is none."""
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     for name in names:
         if name.partition("@")[0] not in ENGINES:
@@ -55,7 +56,7 @@ def _batches(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 @click.command("parity")
 @click.argument("model")
-@option("--engines", default="cpu,cpu-int8", callback=_engines, help="The reference, then those held against it.")
+@option("--engines", default="cpu,cpu-int8", callback=engine_names, help="The reference, then those held against it.")
 @option("--batches", default="1,3,max", callback=_batches, help="Batch sizes; max: the recipe's.")
 @data_options
 @option("--side", type=click.Choice(SIDES), default="all", help="Only these pictures of a split.")

@@ -103,7 +103,13 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-INSTANCES = ("aoi-redis.service", "aoi-worker@line1.service", "aoi-worker@gpu.service", "aoi-producer@left.service")
+INSTANCES = (
+    "aoi-redis.service",
+    "aoi-worker@line1.service",
+    "aoi-worker@gpu.service",
+    "aoi-producer@left.service",
+    "aoi-gpu-worker@0.service",
+)
 
 
 def test_systemd_reads_the_units_without_a_word(installed: Path) -> None:
@@ -130,7 +136,7 @@ def test_promises_every_unit_keeps(name: str) -> None:
     assert facts["Restart"] == ("on-failure" if "producer" in name else "always")
     assert (facts["StartLimitIntervalSec"], facts["NoNewPrivileges"]) == ("0", "yes")
     assert {"TimeoutStopSec", "TasksMax", "LimitNOFILE", "MemorySwapMax", "OOMScoreAdjust"} <= set(facts)
-    assert facts["User"] == re.split("[@.]", name)[0]
+    assert facts["User"] == re.split("[@.]", name)[0].replace("-gpu", "")
     assert facts["WorkingDirectory"] == f"/var/lib/{facts['StateDirectory']}"
     for row in (FOLDER / name).read_text().splitlines():
         assert "password" not in row or row.startswith("#"), row
@@ -143,6 +149,19 @@ def test_worker_is_watched_and_drains_longer_than_it_may_take() -> None:
     grace = check_command(["work"]).params["grace_s"]
     assert int(facts["TimeoutStopSec"]) > grace + 60
     assert "MemoryDenyWriteExecute" not in facts
+
+
+def test_a_gpu_has_a_worker_of_its_own() -> None:
+    """The instance is the GPU's number, the line stands in its settings; all else is the other worker's."""
+    _, *words = values("aoi-gpu-worker@.service", "ExecStart")[0].replace("%i", "1").split()
+    settings = env_file((FOLDER / "gpu.env.example").read_text())
+    assert settings.keys() <= settings_of("work")
+    found = check_command(words, {**settings, "AOI_URL": "unix:///run/aoi-redis/redis.sock"}).params
+    assert (found["device"], found["line"], found["engine"]) == ("1", "press4", "trt-fp16")
+    plain, own = ({key for _, key, _ in rows(name)} for name in ("aoi-worker@.service", "aoi-gpu-worker@.service"))
+    assert own - plain == {"DevicePolicy", "DeviceAllow", "LimitMEMLOCK"}
+    devices = values("gpu.conf", "DeviceAllow")
+    assert set(values("aoi-gpu-worker@.service", "DeviceAllow")) == {each for each in devices if "nvidia" in each}
 
 
 def test_redis_is_the_last_to_be_killed() -> None:
@@ -185,6 +204,7 @@ def test_settings_files_stand_where_the_units_look() -> None:
     generic = {
         "/etc/aoi/lines/%i.env": "/etc/aoi/lines/LINE.env",
         "/etc/aoi/sources/%i.env": "/etc/aoi/sources/NAME.env",
+        "/etc/aoi/gpus/%i.env": "/etc/aoi/gpus/N.env",
     }
     secret = {"/etc/aoi/secrets/worker.env", "/etc/aoi/secrets/producer.env"}
     assert {generic.get(value, value) for value in reads} == says | secret

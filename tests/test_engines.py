@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_gpu import FakeGpu
+from made_engines import quantised_panel
 
-from engines import open_engine
+from engines import open_engine, trt
 from engines.base import OUTPUTS, Engine, EngineError, EngineOptions, Kind
 from engines.cpu import batch_sizes
+from engines.plan_cache import PlanCache
+from engines.plan_engine import PlanEngine
 from pipeline.recipe import load_recipe
 from pipeline.sources.panel import PanelSimulator
 
@@ -19,9 +24,43 @@ Opener = Callable[..., Engine]
 KINDS: tuple[Kind, ...] = ("classifier", "segmenter")
 
 
-@pytest.fixture(params=[(engine, kind) for engine in ("fake", "cpu") for kind in KINDS], ids="-".join)
+ENGINES = ("fake", "cpu", "cpu-int8", "ort", "torch", "plan", "trt-fp32", "trt-fp16", "trt-int8")
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The panel model with what is made from it; the layers in float are those that OpenVINO computes otherwise."""
+    folder = quantised_panel(
+        tmp_path_factory.mktemp("quantised") / "panel", ("/net/encoder/stem/stem.0/Conv", "/net/decide/Gemm")
+    )
+    from engines.half import half  # noqa: PLC0415 - an extra
+
+    for kind in KINDS:
+        (folder / f"{kind}.fp16.onnx").write_bytes(half((folder / f"{kind}.onnx").read_bytes()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks as torch knows them, beside their engine files."""
+    pytest.importorskip("torch", reason="engine torch needs torch: pip install 'inline-aoi[train]'")
+    from engines.training.kept_weights import Blueprint, build, keep  # noqa: PLC0415 - an extra
+
+    folder = tmp_path_factory.mktemp("untaught")
+    classes = load_recipe("panel").classifier.classes
+    blueprint = Blueprint("pair", "inline", {}, "softmax", None, classes, 1, False)
+    keep(blueprint, build(blueprint).eval(), folder)
+    for kind in KINDS:
+        shutil.copy(load_recipe("panel").folder / f"{kind}.onnx", folder)
+    return folder
+
+
+@pytest.fixture(params=[(engine, kind) for engine in ENGINES for kind in KINDS], ids="-".join)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    """Opens one engine and stage; the fake from a file made here, the others from the shipped panel model."""
+    """Opens one engine and stage; the fake from a file made here, the others from the shipped panel model.
+
+    `plan` is the engine of GPUs over one in host memory; `trt-…` is the same on a real one.
+    """
     engine, kind = request.param
     recipe = load_recipe("panel")
     model = getattr(recipe, kind)
@@ -29,8 +68,22 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     if engine == "fake":
         path = tmp_path / "net.fake"
         path.write_text('{"height": 256, "width": 256, "bright": 190}')
-    if engine == "cpu":
+    if engine.startswith("cpu"):
         pytest.importorskip("openvino", reason="engine cpu needs openvino")
+    if engine.startswith("trt") and (missing := trt.lacks()):
+        pytest.skip("no GPU: " + "; ".join(missing))
+    if engine == "ort":
+        pytest.importorskip("onnxruntime", reason="engine ort needs onnxruntime: pip install 'inline-aoi[int8]'")
+    if engine in ("cpu-int8", "trt-fp16", "trt-int8"):
+        path = request.getfixturevalue("quantised") / path.name
+    if engine == "torch":
+        path = request.getfixturevalue("untaught") / path.name
+    if engine == "plan":
+        pytest.importorskip("onnxruntime", reason="the GPU in host memory needs onnxruntime")
+        cache = PlanCache(tmp_path / "plans")
+        return lambda **options: PlanEngine(
+            path, kind, model.classes, EngineOptions(**options), lambda number: FakeGpu(), cache
+        )
     return lambda **options: open_engine(engine, path, kind, model.classes, EngineOptions(**options))
 
 
