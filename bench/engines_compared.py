@@ -103,6 +103,7 @@ def _opened(
 def _speeds(plan: Plan, opened: Mapping[str, Mapping[Kind, Engine]], tell: Tell) -> list[Row]:
     """Medians over the rounds; in each all engines take turns, so that what disturbs the machine disturbs all."""
     tiles = list(_tiles(plan, opened))
+    work = {stage: _operations(plan.recipe, stage) for stage in plan.recipe.stages}
     rates: dict[tuple[str, Kind, int], list[tuple[float, float]]] = {}
     for number in range(plan.rounds):
         tell(f"measuring, round {number + 1} of {plan.rounds}")
@@ -111,19 +112,22 @@ def _speeds(plan: Plan, opened: Mapping[str, Mapping[Kind, Engine]], tell: Tell)
                 for size in plan.sizes:
                     run = measure_engine(engine, batches_of(tiles, engine.spec.tile_shape, size), plan.seconds)
                     rates.setdefault((name, kind, size), []).append((run.tiles_per_s, run.batch_ms.p50 or 0.0))
-    work = {stage: _operations(plan.recipe, stage) for stage in plan.recipe.stages}
-    return [
-        {
-            "engine": name,
-            "stage": kind,
-            "batch": size,
-            "tiles_per_s": statistics.median(rate for rate, _ in found),
-            "batch_ms": statistics.median(ms for _, ms in found),
-            "spread": (max(rate for rate, _ in found) / min(rate for rate, _ in found)) - 1,
-            "flop_per_s": None if work[kind] is None else statistics.median(r for r, _ in found) * work[kind],
-        }
-        for (name, kind, size), found in rates.items()
-    ]
+    return [_speed(name, kind, size, found, work[kind]) for (name, kind, size), found in rates.items()]
+
+
+def _speed(name: str, kind: Kind, size: int, found: Sequence[tuple[float, float]], work: int | None) -> Row:
+    """One engine, stage and batch size; `found`: (tiles a second, ms a batch) of each round."""
+    rates = [rate for rate, _ in found]
+    rate = statistics.median(rates)
+    return {
+        "engine": name,
+        "stage": kind,
+        "batch": size,
+        "tiles_per_s": rate,
+        "batch_ms": statistics.median(ms for _, ms in found),
+        "spread": max(rates) / min(rates) - 1,
+        "flop_per_s": None if work is None else rate * work,
+    }
 
 
 def _operations(recipe: Recipe, stage: str) -> int | None:

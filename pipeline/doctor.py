@@ -68,7 +68,8 @@ def _engines() -> Iterator[Finding]:
         topic, needed = f"engine {runtime}", runtime == "cpu"
         try:
             module = import_module(place)
-            if missing := getattr(module, "lacks", list)():
+            missing: list[str] = getattr(module, "lacks", list)()
+            if missing:
                 yield from (Finding(topic, False, what, needed=needed) for what in missing)
                 continue
             devices: list[str] = module.devices()

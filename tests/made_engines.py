@@ -18,8 +18,8 @@ KINDS: tuple[Kind, ...] = ("classifier", "segmenter")
 
 
 def panel_copy(folder: Path) -> Path:
-    """Recipe, models and card, free to be written beside."""
-    shutil.copytree(MODELS / "panel", folder)
+    """Recipe, models and card, free to be written beside; nothing that was made from the models."""
+    shutil.copytree(MODELS / "panel", folder, ignore=shutil.ignore_patterns("*.int8.onnx"))
     return folder
 
 

@@ -96,7 +96,7 @@ def test_what_the_text_names_is_there() -> None:
     for unit in re.findall(r"(aoi-[\w]+)@?[\w]*\.service", README):
         assert list((DEPLOY / "systemd").glob(f"{unit}*.service")), unit
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
-    assert table == {code.value for code in Exit} - {Exit.OK, Exit.MISMATCH, Exit.MISSED}, (
+    assert table == {code.value for code in Exit} - {Exit.OK, Exit.MISMATCH, Exit.MISSED, Exit.REFUSED}, (
         "those of daemons, and doctor"
     )
     for link in re.findall(r"\]\(([\w./-]+)\)", README):

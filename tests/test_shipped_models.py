@@ -15,6 +15,7 @@ from engines.base import EngineOptions, Kind
 from engines.datasets import open_dataset
 from engines.datasets.labelled import Dataset, Options
 from engines.datasets.split import read_same_tile, read_split
+from engines.onnx_tensors import tensors
 from pipeline.recipe import Model, load_recipe, shipped
 
 DATA = Path(os.environ.get("AOI_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -59,7 +60,18 @@ def test_nothing_but_the_model_is_shipped(name: str) -> None:
     found = sorted(path.relative_to(MODELS / name).as_posix() for path in (MODELS / name).rglob("*") if path.is_file())
     engines = {model_of(name, kind).file for kind in KINDS}
     assert {"card.md", "recipe.toml", *engines} <= set(found)
-    assert all(each.endswith(".txt") for each in set(found) - {"card.md", "recipe.toml", *engines})
+    rest = set(found) - {"card.md", "recipe.toml", *engines}
+    assert all(each.endswith((".txt", ".int8.onnx")) for each in rest)
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.rglob("*.int8.onnx")), ids=lambda path: path.parent.name)
+def test_what_was_made_from_a_model_stands_on_its_card(path: Path) -> None:
+    """With its hash, and it is of the same tensors; no promotion is shipped: it holds for one kind of machine."""
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (path.parent / "card.md").read_text("utf-8")
+    plain = path.with_name(path.name.replace(".int8", ""))
+    assert tensors(content) == tensors(plain.read_bytes())
+    assert not (path.parent / "promoted.json").exists()
 
 
 def tiles() -> Dataset:
