@@ -28,8 +28,8 @@ def told(*arguments: object) -> Result:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 simulated panels."""
-    return panel_pictures(tmp_path_factory.mktemp("panels") / "data", 40)
+    """24 simulated panels."""
+    return panel_pictures(tmp_path_factory.mktemp("panels") / "data", 24)
 
 
 def int8(folder: Path) -> Recipe:
@@ -37,14 +37,14 @@ def int8(folder: Path) -> Recipe:
     return replace(recipe, batching=replace(recipe.batching, engine="cpu-int8", max_batch=2))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_built_promoted_and_run(tmp_path: Path, pictures: Path) -> None:
     """Quantised as far as the gate lets it, promoted on other pictures, and then a worker's engines open."""
     pytest.importorskip("onnxruntime", reason="building needs onnxruntime: pip install 'inline-aoi[int8]'")
     folder = panel_copy(tmp_path / "panel")
     with pytest.raises(EngineError, match=r"aoi build .* --engine cpu-int8"), open_engines(int8(folder)):
         pass
-    calibration = panel_pictures(tmp_path / "calibration", 40, seed=3)
+    calibration = panel_pictures(tmp_path / "calibration", 24, seed=3)
     built = told("build", folder, "--engine", "cpu-int8", "--data", calibration, "--max-batch", 2, "--tiles", 16)
     assert built.exception is None, built.output
     says = "was not promoted for panel; compare it here: aoi parity"
@@ -57,7 +57,7 @@ def test_built_promoted_and_run(tmp_path: Path, pictures: Path) -> None:
     assert [(row["engine"], row["batch"]) for row in facts["engines"]] == [
         ("cpu", 1), ("cpu", 2), ("cpu-int8", 1), ("cpu-int8", 2),
     ]  # fmt: skip
-    assert all(row["against_reference"]["pictures"] == 40 for row in facts["engines"])
+    assert all(row["against_reference"]["pictures"] == 24 for row in facts["engines"])
     with open_engines(int8(folder)) as engines:
         assert engines["classifier"].spec.engine == "cpu-int8"
         assert engines["classifier"].spec.place == engines["classifier"].spec.device
