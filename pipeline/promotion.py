@@ -21,12 +21,13 @@ from typing import Any
 
 from engines.base import EngineError, EngineSpec, Kind
 from engines.onnx_file import read_model_file
+from engines.precision import FLOAT, precision_of
 from pipeline.errors import DiskError
 from pipeline.recipe import Batching, Recipe
 
 FILE = "promoted.json"
 SCHEMA = 1
-TRUSTED = ("fake", "ort", "torch")  # they run the model as it is; `cpu` does on a CPU
+COMPILED = "trt"  # engines whose name begins so run what a compiler made of the model
 Specs = Mapping[Kind, EngineSpec]
 
 
@@ -51,7 +52,7 @@ def needs_promotion(engine: str, device: str) -> bool:
     """Whether an engine may compute anything else than the model says."""
     if engine == "cpu":
         return device not in ("", "CPU")  # on a GPU or NPU OpenVINO computes in half precision
-    return engine not in TRUSTED
+    return precision_of(engine) != FLOAT or engine.startswith(COMPILED)
 
 
 def judging_of(recipe: Recipe) -> str:
