@@ -157,7 +157,7 @@ def _ceilings(tell: Tell) -> Row:
     """Of the first GPU, where there is one; else what is missing."""
     trt = import_module("engines.trt")
     if missing := trt.lacks():
-        return {"missing": missing}
+        return {"missing": [str(lack) for lack in missing]}
     tell("measuring what the GPU can do at best")
     gpu = trt.CudaGpu()
     found = import_module("bench.gpu_ceiling").ceilings(gpu)

@@ -9,40 +9,50 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 LIBRARY = "libcuda.so.1"
 NO_DEVICE, NOT_READY = 100, 802  # CUresult
 KERNEL = Path("/proc/driver/nvidia/version")
 
 
-def driver_trouble(library: str = LIBRARY) -> str:
-    """Why no GPU can be used, in words that say what to do; empty: one can."""
+class Lack(NamedTuple):
+    """Something that is missing to run on a GPU, and what to do about it."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.mend}"
+
+
+def driver_trouble(library: str = LIBRARY) -> Lack | None:
+    """Why no GPU can be used, if so."""
     try:
         driver = ctypes.CDLL(library)
     except OSError:
-        return (
-            f"no NVIDIA driver ({library} is not here): install it; in a container start it with the GPU (--gpus all)"
-        )
+        mend = "install it; in a container start it with the GPU (--gpus all)"
+        return Lack(f"no NVIDIA driver ({library} is not here)", mend)
     if code := driver.cuInit(0):
-        return _said(driver, code)
+        return _refusal(driver, code)
     count = ctypes.c_int()
     if code := driver.cuDeviceGetCount(ctypes.byref(count)):
-        return _said(driver, code)
-    return "" if count.value else _said(driver, NO_DEVICE)
+        return _refusal(driver, code)
+    return None if count.value else _refusal(driver, NO_DEVICE)
 
 
-def _said(driver: ctypes.CDLL, code: int) -> str:
+def _refusal(driver: ctypes.CDLL, code: int) -> Lack:
     text = ctypes.c_char_p()
     driver.cuGetErrorString(code, ctypes.byref(text))
     words = (text.value or b"unknown error").decode(errors="replace")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if code == NO_DEVICE and hidden is not None:
-        return f"the driver shows no GPU: CUDA_VISIBLE_DEVICES is {hidden!r}"
+        return Lack(f"the driver shows no GPU: CUDA_VISIBLE_DEVICES is {hidden!r}", "unset it, or name a GPU in it")
     mend = {
         NO_DEVICE: "is a card built in, and may this user open /dev/nvidia*?",
         NOT_READY: "start nvidia-persistenced (and nvidia-fabricmanager on boards with NVSwitch)",
     }.get(code, "load the nvidia module, or start the machine again after an update of the driver")
-    return f"the NVIDIA driver does not start ({words}, {code}): {mend}"
+    return Lack(f"the NVIDIA driver does not start ({words}, {code})", mend)
 
 
 def kernel_driver() -> str:

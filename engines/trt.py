@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from engines.base import EngineError, EngineOptions, Kind
 from engines.batch_profiles import Profile
-from engines.cuda_driver import driver_trouble, kernel_driver
+from engines.cuda_driver import Lack, driver_trouble, kernel_driver
 from engines.gpu import Array, GpuError, GpuFacts, Stream
 from engines.plan_build import build_plan, logger
 from engines.plan_engine import PlanEngine
@@ -27,18 +27,20 @@ from engines.plan_engine import PlanEngine
 log = logging.getLogger("aoi.engines")
 PRODUCTS = ("tensorrt", "tensorrt_rtx")  # the first that is installed
 FIRST_WITH_FP8 = (8, 9)
-WHICH = "(RTX cards: pip install 'inline-aoi[rtx]'; servers and Jetson: 'inline-aoi[tensorrt]' from NVIDIA's index)"
+INSTALL_PRODUCT = (
+    "RTX cards: pip install 'inline-aoi[rtx]'; servers and Jetson: 'inline-aoi[tensorrt]' from NVIDIA's index"
+)
 
 
-def lacks() -> list[str]:
-    """What is missing to run on a GPU of this machine, each with what to do; nothing: it can be tried."""
+def lacks() -> list[Lack]:
+    """What is missing to run on a GPU of this machine; nothing: it can be tried."""
     found = []
     if not any(map(_installed, PRODUCTS)):
-        found.append(f"neither {' nor '.join(PRODUCTS)} is installed {WHICH}")
+        found.append(Lack(f"neither {' nor '.join(PRODUCTS)} is installed", INSTALL_PRODUCT))
     if not _installed("pycuda"):
-        found.append("pycuda is not installed (pip install pycuda, with CUDA's headers and compiler at hand)")
+        found.append(Lack("pycuda is not installed", "pip install pycuda, with CUDA's headers and compiler at hand"))
     if not _installed("onnx"):
-        found.append("onnx is not installed (pip install onnx)")
+        found.append(Lack("onnx is not installed", "pip install onnx"))
     if trouble := driver_trouble():
         found.append(trouble)
     return found
@@ -62,7 +64,7 @@ def devices() -> list[str]:
 def _cuda() -> Any:
     """pycuda's driver interface, initialised. Raises EngineError with all that is missing."""
     if missing := lacks():
-        raise EngineError("; ".join(missing), "missing")
+        raise EngineError("; ".join(map(str, missing)), "missing")
     cuda = _loaded("pycuda.driver")
     try:
         cuda.init()

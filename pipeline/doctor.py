@@ -68,9 +68,9 @@ def _engines() -> Iterator[Finding]:
         topic, needed = f"engine {runtime}", runtime == "cpu"
         try:
             module = import_module(place)
-            missing: list[str] = getattr(module, "lacks", list)()
+            missing: list[tuple[str, str]] = getattr(module, "lacks", list)()
             if missing:
-                yield from (Finding(topic, False, what, needed=needed) for what in missing)
+                yield from (Finding(topic, False, what, mend, needed) for what, mend in missing)
                 continue
             devices: list[str] = module.devices()
             yield Finding(topic, bool(devices), ", ".join(devices) or "no device", "check the driver", needed)

@@ -44,23 +44,23 @@ def test_a_driver_that_refuses(
 ) -> None:
     """Each reason leads to what can be done about it."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert says in driver_trouble(driver(tmp_path, init, count))
+    assert says in str(driver_trouble(driver(tmp_path, init, count)))
 
 
 def test_a_driver_that_works(tmp_path: Path) -> None:
     """No trouble."""
-    assert driver_trouble(driver(tmp_path, 0, 1)) == ""
+    assert driver_trouble(driver(tmp_path, 0, 1)) is None
 
 
 def test_hidden_gpus_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty CUDA_VISIBLE_DEVICES is a common reason."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES is ''" in driver_trouble(driver(tmp_path, 100, 0))
+    assert "CUDA_VISIBLE_DEVICES is ''" in str(driver_trouble(driver(tmp_path, 100, 0)))
 
 
 def test_no_driver_at_all() -> None:
     """Told with its name."""
-    assert "libnowhere.so.1 is not here" in driver_trouble("libnowhere.so.1")
+    assert "libnowhere.so.1 is not here" in str(driver_trouble("libnowhere.so.1"))
 
 
 def test_an_engine_without_a_gpu_says_all_that_is_missing() -> None:
@@ -72,4 +72,4 @@ def test_an_engine_without_a_gpu_says_all_that_is_missing() -> None:
     with pytest.raises(EngineError) as refused:
         trt.TrtEngine(path, "classifier", recipe.classifier.classes, EngineOptions())
     assert refused.value.kind == "missing"
-    assert str(refused.value) == "; ".join(trt.lacks())
+    assert str(refused.value) == "; ".join(map(str, trt.lacks()))

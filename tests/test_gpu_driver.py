@@ -18,7 +18,7 @@ MIB = 1 << 20
 def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
     """With its context current in this thread."""
     if request.param == "real" and (missing := trt.lacks()):
-        pytest.skip("no GPU to try it on: " + "; ".join(missing))
+        pytest.skip("no GPU to try it on: " + "; ".join(map(str, missing)))
     opened: Gpu = FakeGpu() if request.param == "fake" else trt.CudaGpu("0")
     with opened.current():
         yield opened
