@@ -249,8 +249,23 @@ class RedisStream:
         return self._verdicts if log == "verdicts" else self._amendments
 
     def _fitting(self, n: int) -> int:
-        """So many of n frames that, going by the last ones, they fit in one answer; one always does."""
+        """So many of n frames that, going by the last ones, they fit in one answer; one always does.
+
+        A worker that has had no frame yet goes by the mean of those that wait: a full line's would otherwise come to
+        it all at once.
+        """
+        if not self._large:
+            self._large = self._mean_bytes()
         return min(n, max(1, TAKE_BYTES // max(1, self._large)))
+
+    def _mean_bytes(self) -> int:
+        """Of a frame on the stream; 0: there is none."""
+        with self._door.reached() as server:
+            pipe = server.pipeline(transaction=False)
+            pipe.hget(self._ledger, "bytes")
+            pipe.xlen(self._frames)
+            held, count = pipe.execute()
+        return int(held or 0) // max(1, count)
 
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
         with self._held_lock:

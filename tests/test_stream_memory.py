@@ -169,6 +169,16 @@ def test_answers_are_small_whatever_is_asked_for(tmp_path: Path) -> None:
         assert [len(heir.take(9)) for _ in range(3)] == [4, 3, 0]
 
 
+def test_a_newcomer_is_not_given_a_full_line_at_once(tmp_path: Path) -> None:
+    """A worker that has seen no frame yet goes by those that wait, and so does the one that inherits."""
+    with Node(tmp_path) as node:
+        stream = Load(node, (), "wait", 0).open("w")
+        assert stream.offer([make_frame(i, "cam", 1_000_000) for i in range(12)]) == 12
+        assert len(stream.take(9)) == 4
+        stream.close()
+        assert len(Load(node, (), "wait", 0).open("heir").reclaim(9)) == 4
+
+
 def test_frames_that_come_from_a_full_server_are_taken(tmp_path: Path) -> None:
     """It has no room for a sign of life but hands frames out: they must not be lost on the way, again and again."""
     with Node(tmp_path) as node:
