@@ -32,6 +32,7 @@ from pipeline.ledger_commands import audit, results, status
 from pipeline.options import as_json, option, simulator_options
 from pipeline.parity_command import parity_
 from pipeline.recipe import load_recipe
+from pipeline.shift_commands import shift
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
 from pipeline.stream import Audit
@@ -224,7 +225,11 @@ def simulate(
     click.echo(f"{frames} pictures written to {folder}", err=True)
 
 
-for command in (produce_, work, results, status, audit, dataset, train, evaluate_, build, parity_, export, bench):
+COMMANDS = (
+    *(produce_, work, results, status, audit, shift),
+    *(dataset, train, evaluate_, build, parity_, export, bench),
+)
+for command in COMMANDS:
     aoi.add_command(command)
 
 if __name__ == "__main__":

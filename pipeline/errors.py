@@ -7,6 +7,7 @@
      ├─ StreamError     frame ↔ Redis    URL not understood, refused, wrong version
      │   └─ StreamDown  …                not reachable now; trying again may help
      ├─ BrokerError     our own Redis    no server binary, does not start, folder not writable
+     ├─ ShiftError      a recorded shift  no MCAP, of something else, newer schema
      ├─ DiskError       → files          no space or no right to write results
      ├─ LedgerError     the promise      offered is not settled + outstanding
      ├─ MissedError     bench            a run did not reach its target
@@ -78,6 +79,12 @@ class StreamDown(StreamError):
 
 class BrokerError(StreamError):
     """The embedded Redis could not be started or kept running."""
+
+
+class ShiftError(AoiError):
+    """A recorded shift that cannot be read."""
+
+    exit_code = Exit.SOURCE
 
 
 class DiskError(AoiError):
