@@ -69,7 +69,7 @@ def test_seeking_reads_only_the_chunks_it_must(tmp_path: Path, choose: object, f
     chosen = [FORTY[number] for number in found]  # type: ignore[attr-defined]
     needed = [
         p for p in shift._places if any(p.start_ns <= row.time_ns <= p.end_ns for row in shift.rows() if choose(row))
-    ]  # type: ignore[operator] # noqa: E501
+    ]  # type: ignore[operator]
     assert len(needed) < len(shift._places)
     with path.open("r+b") as file:
         for place in shift._places:
