@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import StreamDown
 from pipeline.messages import JUDGEMENTS, Verdict
 from pipeline.patience import Patience
-from pipeline.stream import Log, Stream
+from pipeline.stream import Entry, Log, Stream, Watched, read_verdict
 
 log = logging.getLogger("aoi.results")
 STEPS = ("triggered", "offered", "received", "batched", "inferred", "settled")
@@ -24,29 +24,46 @@ def follow(
     stream: Stream, after: str = "0", stop: threading.Event | None = None, log_: Log = "verdicts"
 ) -> Iterator[Verdict]:
     """Every verdict after this place, and then each new one until `stop`; waits out a stream that is away."""
-    stop, patience, away = stop or threading.Event(), Patience(log), False
+    for entries in watched(stream, log_, after, stop or threading.Event()):
+        for _, header, body in entries:
+            yield read_verdict(header, body)
+
+
+def watched(
+    stream: Stream, log_: Watched, after: str, stop: threading.Event, wait_s: float = 0.5
+) -> Iterator[list[Entry]]:
+    """What lies on the stream after this place, as it comes, until `stop`; an empty list where nothing came.
+
+    Waits out a stream that is away, and goes on from its newest where it has fewer entries than were read.
+    """
+    patience, away = Patience(log), False
     while not stop.is_set():
         try:
-            rows = stream.read(after, 256, 0.5, log_)
+            entries = stream.watch(log_, after, 256, wait_s)
+            if away and not entries:
+                after = _not_beyond(stream.newest(log_), after, log_)
         except StreamDown as error:
-            patience.wait(error, "no verdicts meanwhile", stop)
+            patience.wait(error, f"no {log_} meanwhile", stop)
             away = True
             continue
         patience.back()
-        if away and not rows:
-            after, away = _not_beyond(stream.newest(log_), after), False
-        for place, verdict in rows:
-            after = place
-            yield verdict
+        away = False
+        after = entries[-1].place if entries else after
+        yield entries
 
 
-def _not_beyond(newest: str, after: str) -> str:
+def order_of(place: str) -> tuple[int, ...]:
+    """What places are compared by."""
+    return tuple(int(part) for part in place.split("-"))
+
+
+def _not_beyond(newest: str, after: str, log_: Watched) -> str:
     """The place to go on from; a server that took over with a clock behind may be short of where we were."""
-    place = [[int(part) for part in place.split("-")] for place in (newest, after)]
-    if place[0] < place[1]:
-        log.warning("the stream has fewer verdicts than were read: going on from its newest, some may be missing")
-        return newest
-    return after
+    if order_of(newest) >= order_of(after):
+        return after
+    if log_ != "frames":  # those leave as they are judged
+        log.warning("the stream has fewer %s than were read: going on from its newest, some may be missing", log_)
+    return newest
 
 
 def kept(stream: Stream, log_: Log = "verdicts") -> Iterator[Verdict]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pipeline.errors import StreamError, WireError
 from pipeline.messages import JUDGEMENTS, MAX_HEADER_BYTES, Frame, Verdict, unreadable_frame
@@ -33,6 +33,7 @@ class Settlement(IntEnum):
 
 
 Log = Literal["verdicts", "amendments"]
+Watched = Literal["frames", "verdicts", "amendments"]
 FAIL_SAFE_REASONS = ("deadline", "segmenter_busy")
 KEEP_LATE = 10_000  # frames with a fail-safe verdict whose real answer would still be taken
 EXPIRE_AT_MOST = 256  # frames in one call: the server serves nobody else meanwhile
@@ -78,6 +79,14 @@ class Delivery:
     size: int  # bytes it takes of the budget
     received_ns: int
     deliveries: int = 1
+
+
+class Entry(NamedTuple):
+    """Something as it lies on the stream: its place, a frame's header, and the pixels or the verdict's body."""
+
+    place: str
+    header: bytes
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,15 @@ class Stream(Protocol):
         """
         ...
 
-    def newest(self, log: Log = "verdicts") -> str:
+    def watch(self, log: Watched, after: str, n: int, wait_s: float = 0.0) -> list[Entry]:
+        """At most n entries after this place in wire form, taking nothing from anybody; `0`: from the oldest on.
+
+        Of frames those that have no verdict yet, whoever holds them: one that is judged before it is looked at is
+        not seen. Fewer may come than there are, so that they fit in one answer.
+        """
+        ...
+
+    def newest(self, log: Watched = "verdicts") -> str:
         """The place of the newest verdict: reading after it gives only what is published from now on."""
         ...
 

@@ -20,12 +20,14 @@ from pipeline.stream import (
     TOO_LARGE,
     Audit,
     Delivery,
+    Entry,
     KeptVerdicts,
     Limits,
     Log,
     Policy,
     Settlement,
     SourceCount,
+    Watched,
     read_delivery,
     read_verdict,
     uninspected,
@@ -270,17 +272,26 @@ class MemoryStream:
             return Audit(len(shared.entries), held, sources, reasons, gaps, alive, dead, amended, missed)
 
     def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
-        with self._shared.changed:
-            verdicts = self._shared.logs[log]
-            last = int(after)
-            found = [row for row in verdicts if row[0] > last][:n]
-            if not found and wait_s:
-                self._shared.changed.wait(wait_s)
-                found = [row for row in verdicts if row[0] > last][:n]
-            return [(str(number), read_verdict(header, body)) for number, header, body in found]
+        return [(place, read_verdict(header, body)) for place, header, body in self.watch(log, after, n, wait_s)]
 
-    def newest(self, log: Log = "verdicts") -> str:
+    def watch(self, log: Watched, after: str, n: int, wait_s: float = 0.0) -> list[Entry]:
         with self._shared.changed:
+            if not (found := self._after(log, int(after), n)) and wait_s:
+                self._shared.changed.wait(wait_s)
+                found = self._after(log, int(after), n)
+            return found
+
+    def _after(self, log: Watched, last: int, n: int) -> list[Entry]:
+        if log == "frames":
+            entries = (Entry(e.token, e.header, e.pixels) for e in self._shared.entries.values())
+        else:
+            entries = (Entry(str(number), header, body) for number, header, body in self._shared.logs[log])
+        return list(itertools.islice((entry for entry in entries if int(entry.place) > last), n))
+
+    def newest(self, log: Watched = "verdicts") -> str:
+        with self._shared.changed:
+            if log == "frames":
+                return next(reversed(self._shared.entries), "0")
             rows = self._shared.logs[log]
             return str(rows[-1][0]) if rows else "0"
 

@@ -30,12 +30,14 @@ from pipeline.stream import (
     TOO_LARGE,
     Audit,
     Delivery,
+    Entry,
     KeptVerdicts,
     Limits,
     Log,
     Policy,
     Settlement,
     SourceCount,
+    Watched,
     is_line_name,
     parse_gaps,
     read_delivery,
@@ -81,6 +83,11 @@ class RedisStream:
         self._frames, self._verdicts, self._dead = base + "frames", base + "verdicts", base + "dead"
         self._ledger, self._gaps, self._alive = base + "ledger", base + "gaps", base + "alive:"
         self._deadlines, self._late, self._amendments = base + "deadlines", base + "late", base + "amendments"
+        self._logs: dict[Watched, str] = {
+            "frames": self._frames,
+            "verdicts": self._verdicts,
+            "amendments": self._amendments,
+        }
         self._offer, self._settle = self._script("offer"), self._script("settle")
         self._reclaim, self._audit = self._script("reclaim"), self._script("audit", writes=False)
         self._expire = self._script("expire")
@@ -222,16 +229,24 @@ class RedisStream:
     # -------------------------------------------------------------- reading verdicts
 
     def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
+        return [(place, read_verdict(header, body)) for place, header, body in self.watch(log, after, n, wait_s)]
+
+    def watch(self, log: Watched, after: str, n: int, wait_s: float = 0.0) -> list[Entry]:
         self._check_version()
         block = max(1, int(min(wait_s, LONGEST_WAIT_S) * 1000)) if wait_s > 0 else None
+        n = self._fitting(n) if log == "frames" else n
         with self._door.reached() as server:
-            replies = cast(Any, server.xread({self._log(log): after}, count=n, block=block))
+            replies = cast(Any, server.xread({self._logs[log]: after}, count=n, block=block))
+        body = b"p" if log == "frames" else b"v"
         rows = [row for _, entries in _pairs(replies) for row in entries]
-        return [(token.decode(), read_verdict(f.get(b"h", b""), f.get(b"v", b""))) for token, f in rows]
+        found = [Entry(place.decode(), fields.get(b"h", b""), fields.get(body, b"")) for place, fields in rows]
+        if log == "frames":
+            self._saw([len(entry.header) + len(entry.body) for entry in found])
+        return found
 
-    def newest(self, log: Log = "verdicts") -> str:
+    def newest(self, log: Watched = "verdicts") -> str:
         with self._door.reached() as server:
-            rows = cast(Any, server.xrevrange(self._log(log), count=1))
+            rows = cast(Any, server.xrevrange(self._logs[log], count=1))
         return str(rows[0][0].decode()) if rows else "0"
 
     def close(self) -> None:
@@ -244,9 +259,6 @@ class RedisStream:
             pass
 
     # -------------------------------------------------------------- beneath
-
-    def _log(self, log: Log) -> str:
-        return self._verdicts if log == "verdicts" else self._amendments
 
     def _fitting(self, n: int) -> int:
         """So many of n frames that, going by the last ones, they fit in one answer; one always does.
@@ -270,8 +282,12 @@ class RedisStream:
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
         with self._held_lock:
             self._held.update(delivery.token for delivery in deliveries)
-            self._large = max([int(0.9 * self._large), *(delivery.size for delivery in deliveries)])
+        self._saw([delivery.size for delivery in deliveries])
         return deliveries
+
+    def _saw(self, sizes: list[int]) -> None:
+        """Bytes of frames that came; what comes next is likely no larger."""
+        self._large = max([int(0.9 * self._large), *sizes])
 
     def _script(self, name: str, writes: bool = True) -> Callable[[Sequence[str], Sequence[Any]], Any]:
         return self._door.script((Path(__file__).parent / f"{name}.lua").read_text(), writes)

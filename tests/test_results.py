@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import StreamDown
 from pipeline.messages import Defect, Judgement, Verdict, unreadable_frame
 from pipeline.results import Summary, follow, kept, latency_ms, percentiles
-from pipeline.stream import Log, Stream, open_stream
+from pipeline.stream import Entry, Stream, Watched, open_stream
 
 
 def judged(line: str, *sequences: int) -> Stream:
@@ -47,10 +47,10 @@ class Shaky:
     def __init__(self, stream: Stream) -> None:
         self.stream, self.calls = stream, itertools.count()
 
-    def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
+    def watch(self, log: Watched, after: str, n: int, wait_s: float = 0.0) -> list[Entry]:
         if next(self.calls) % 2 == 0:
             raise StreamDown("cannot be reached")
-        return self.stream.read(after, n, wait_s, log)
+        return self.stream.watch(log, after, n, wait_s)
 
 
 class Impatient(threading.Event):
@@ -115,7 +115,7 @@ def test_stop_ends_following_a_stream_that_is_away(line: str) -> None:
     """It does not try for ever."""
 
     class Gone(Shaky):
-        def read(self, after: str, n: int, wait_s: float = 0.0, log: Log = "verdicts") -> list[tuple[str, Verdict]]:
+        def watch(self, log: Watched, after: str, n: int, wait_s: float = 0.0) -> list[Entry]:
             if next(self.calls) == 3:
                 stop.set()
             raise StreamDown("cannot be reached")

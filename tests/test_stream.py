@@ -10,7 +10,8 @@ from conftest import Opener, make_frame
 from line_clients import assert_holds, verdict_for
 
 from pipeline.errors import StreamError
-from pipeline.stream import Delivery, Limits, open_stream
+from pipeline.messages import Frame
+from pipeline.stream import Delivery, Entry, Limits, open_stream
 
 
 def test_frame_goes_through_and_is_settled_once(opened: Opener) -> None:
@@ -232,6 +233,37 @@ def test_following_verdicts(opened: Opener) -> None:
     stream.offer([make_frame(3)])
     stream.settle([verdict_for(delivery) for delivery in stream.take(1)])
     assert [v.frame.sequence for _, v in stream.read(place, 10)] == [3]
+
+
+def test_watching_takes_nothing(opened: Opener) -> None:
+    """Who looks on sees frames until they are judged, and verdicts with the same header; workers miss nothing."""
+    stream, onlooker = opened("w"), opened("")
+    assert onlooker.watch("frames", "0", 10) == []
+    stream.offer([make_frame(i) for i in range(3)])
+    first, *_ = stream.take(2)
+    seen = onlooker.watch("frames", "0", 10)
+    assert [Frame.from_wire(entry.header).sequence for entry in seen] == [0, 1, 2]
+    assert seen[0].body == bytes(make_frame(0).payload())
+    assert [entry.place for entry in onlooker.watch("frames", "0", 2)] == [entry.place for entry in seen[:2]]
+    assert onlooker.newest("frames") == seen[-1].place
+    stream.settle([verdict_for(first)])
+    assert onlooker.watch("frames", "0", 10) == seen[1:]
+    assert onlooker.watch("frames", seen[-1].place, 10) == []
+    (verdict,) = onlooker.watch("verdicts", "0", 10)
+    assert verdict.header == seen[0].header
+    assert len(stream.take(9)) == 1
+    assert_holds(stream)
+
+
+def test_watching_waits_for_a_frame(opened: Opener) -> None:
+    """It is woken by one that comes."""
+    onlooker, giver = opened(""), opened("")
+    got: list[Entry] = []
+    thread = threading.Thread(target=lambda: got.extend(onlooker.watch("frames", "0", 1, 20)), daemon=True)
+    thread.start()
+    giver.offer([make_frame(0)])
+    thread.join(10)
+    assert len(got) == 1
 
 
 def test_old_verdicts_leave_but_stay_counted(opened: Opener) -> None:
