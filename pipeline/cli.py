@@ -32,6 +32,7 @@ from pipeline.ledger_commands import audit, results, status
 from pipeline.options import as_json, option, simulator_options
 from pipeline.parity_command import parity_
 from pipeline.recipe import load_recipe
+from pipeline.record_command import record
 from pipeline.shift_commands import shift
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
@@ -226,7 +227,7 @@ def simulate(
 
 
 COMMANDS = (
-    *(produce_, work, results, status, audit, shift),
+    *(produce_, work, results, status, audit, record, shift),
     *(dataset, train, evaluate_, build, parity_, export, bench),
 )
 for command in COMMANDS:

@@ -32,7 +32,7 @@ def follow(
 def watched(
     stream: Stream, log_: Watched, after: str, stop: threading.Event, wait_s: float = 0.5
 ) -> Iterator[list[Entry]]:
-    """What lies on the stream after this place, as it comes, until `stop`; an empty list where nothing came.
+    """What lies on the stream after this place, as it comes, until `stop`; an empty list where nothing came in time.
 
     Waits out a stream that is away, and goes on from its newest where it has fewer entries than were read.
     """
@@ -44,10 +44,10 @@ def watched(
                 after = _not_beyond(stream.newest(log_), after, log_)
         except StreamDown as error:
             patience.wait(error, f"no {log_} meanwhile", stop)
-            away = True
-            continue
-        patience.back()
-        away = False
+            away, entries = True, []
+        else:
+            patience.back()
+            away = False
         after = entries[-1].place if entries else after
         yield entries
 
