@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +35,11 @@ def files_of(path: Path) -> list[Path]:
 
 
 def new_name(folder: Path, line: str, now_s: float) -> Path:
-    """`LINE-YYYYMMDDTHHMMSSZ.mcap`, and with a number where that is taken: names sort by time."""
+    """`LINE-YYYYMMDDTHHMMSS.mmmZ.mcap`, of the next millisecond that is not taken: names sort by time."""
     stem = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in line)
-    stem += time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime(now_s))
-    taken = next(n for n in range(10_000) if not (folder / f"{stem}{f'~{n:04}' if n else ''}{SUFFIX}").exists())
-    return folder / f"{stem}{f'~{taken:04}' if taken else ''}{SUFFIX}"
+    times = (divmod(ms, 1000) for ms in itertools.count(int(now_s * 1000)))
+    names = (f"{stem}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(s))}.{ms:03}Z{SUFFIX}" for s, ms in times)
+    return next(path for name in names if not (path := folder / name).exists())
 
 
 def over_quota(files: Sequence[tuple[Path, int]], quota: int) -> list[Path]:

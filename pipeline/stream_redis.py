@@ -129,8 +129,8 @@ class RedisStream:
             return 0
         bodies = [uninspected("shed", SHED), uninspected("too_large", TOO_LARGE)]
         args: list[Any] = [policy, limits.max_bytes, limits.max_frames, limits.keep_verdicts, *bodies, GROUP]
-        for frame in frames:
-            header = replace(frame, line=self.line, offered_ns=now).header()
+        for number, frame in enumerate(frames):
+            header = replace(frame, line=self.line, offered_ns=now + number).header()  # a shift keeps their order by it
             args += [frame.source, frame.session, frame.sequence, header, frame.payload(), frame.deadline_ns // 1000]
         keys = [self._frames, self._ledger, self._verdicts, self._gaps, self._deadlines]
         dealt = int(self._offer(keys, args))
