@@ -271,13 +271,13 @@ class RedisStream:
         return min(n, max(1, TAKE_BYTES // max(1, self._large)))
 
     def _mean_bytes(self) -> int:
-        """Of a frame on the stream; 0: there is none."""
+        """Of a frame on the stream; 0: there is none. By commands that every role may use (deploy/redis/users.acl)."""
         with self._door.reached() as server:
             pipe = server.pipeline(transaction=False)
-            pipe.hget(self._ledger, "bytes")
+            pipe.hgetall(self._ledger)
             pipe.xlen(self._frames)
-            held, count = pipe.execute()
-        return int(held or 0) // max(1, count)
+            ledger, count = pipe.execute()
+        return int(ledger.get(b"bytes", 0)) // max(1, count)
 
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
         with self._held_lock:

@@ -71,7 +71,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     if engine.startswith("cpu"):
         pytest.importorskip("openvino", reason="engine cpu needs openvino")
     if engine.startswith("trt") and (missing := trt.lacks()):
-        pytest.skip("no GPU: " + "; ".join(missing))
+        pytest.skip("no GPU: " + "; ".join(map(str, missing)))
     if engine == "ort":
         pytest.importorskip("onnxruntime", reason="engine ort needs onnxruntime: pip install 'inline-aoi[int8]'")
     if engine in ("cpu-int8", "trt-fp16", "trt-int8"):

@@ -308,13 +308,14 @@ def test_a_recorder_that_is_killed_leaves_what_it_had(seed: int, redis_url: str,
 def test_a_full_disk_ends_it_with_what_is_whole(redis_url: str, line: str, tmp_path: Path) -> None:
     """Exit 7, one line that says what to do, and the file reads up to where it was full."""
     limit = 500_000
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # CPython would leave .pyc files that are cut off
 
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     with LineProcesses(tmp_path, redis_url, line) as processes:
-        recorder = start_recording(tmp_path / "shifts", processes, preexec_fn=small_disk)
+        recorder = start_recording(tmp_path / "shifts", processes, preexec_fn=small_disk, env=environment)
         processes.work(delay_ms=2)
         finished(processes.produce(300, "--rate", "100"))
         processes.verdicts(300)
