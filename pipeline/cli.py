@@ -33,6 +33,7 @@ from pipeline.options import as_json, option, simulator_options
 from pipeline.parity_command import parity_
 from pipeline.recipe import load_recipe
 from pipeline.record_command import record
+from pipeline.replay_command import replay
 from pipeline.shift_commands import shift
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
@@ -227,7 +228,7 @@ def simulate(
 
 
 COMMANDS = (
-    *(produce_, work, results, status, audit, record, shift),
+    *(produce_, work, results, status, audit, record, replay, shift),
     *(dataset, train, evaluate_, build, parity_, export, bench),
 )
 for command in COMMANDS:

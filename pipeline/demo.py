@@ -6,19 +6,16 @@ the count is right all the same: that is what the stream promises.
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.broker import Broker
-from pipeline.errors import AoiError, Exit, LedgerError, SourceError, StreamDown
+from pipeline.crew import Crew
+from pipeline.errors import LedgerError, SourceError, StreamDown
 from pipeline.messages import Verdict
 from pipeline.recipe import Recipe
 from pipeline.results import Summary, kept, percentiles
@@ -29,8 +26,6 @@ from pipeline.sources.stamp import new_session
 from pipeline.stream import Audit, Limits, Stream, open_stream
 
 LOOK_EVERY_S = 0.1
-STARTS_AT_MOST = 20  # of one process: more is not somebody trying us out but something broken
-STOP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,57 +75,6 @@ class Outcome:
             "overlays": str(self.overlays),
             "restarts": self.restarts,
         }
-
-
-class Crew:
-    """The producer and the worker; one that was killed is started again, one that failed ends the demo."""
-
-    def __init__(self, commands: dict[str, list[str]], log: Path) -> None:
-        self._commands, self._log, self.starts = commands, log, dict.fromkeys(commands, 0)
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self.finished: set[str] = set()
-
-    def start(self, name: str) -> None:
-        """Start one of the commands."""
-        self.starts[name] += 1
-        if self.starts[name] > STARTS_AT_MOST:
-            raise AoiError(f"the {name} was killed {STARTS_AT_MOST} times; see {self._log}")
-        command = [sys.executable, "-m", "pipeline.cli", *self._commands[name]]
-        with self._log.open("ab") as log:
-            self._running[name] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-
-    def look(self) -> None:
-        """Start again what was killed; raise what a failed one said."""
-        for name, process in list(self._running.items()):
-            code = process.poll()
-            if code is None or name in self.finished:
-                continue
-            if code == 0 and name == "producer":
-                self.finished.add(name)
-            elif code <= 0 or code == Exit.INTERRUPTED:
-                self.start(name)
-            else:
-                raise _failed(name, code, self._log)
-
-    def stop(self) -> None:
-        """SIGTERM, so that what is held is settled; SIGKILL for one that does not listen."""
-        for process in self._running.values():
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in self._running.values():
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _failed(name: str, code: int, log: Path) -> AoiError:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1] if lines else "nothing")
-    error = AoiError(f"the {name} ended with code {code}: {said.removeprefix('Error: ')}")
-    error.exit_code = Exit(code) if code in set(Exit) else Exit.BUG
-    return error
 
 
 Progress = Callable[[str, int, int, Audit], None]  # phase, done, of how many, the ledger

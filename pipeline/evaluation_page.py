@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape as plain
-
-import cv2
 
 from pipeline.evaluation import Evaluation, Tried
 from pipeline.evaluation_tables import number, remarks, share
 from pipeline.gate import GatePoint
 from pipeline.operating_point import NEVER, Point
+from pipeline.page_frame import data_uri, document, picture, table
 from pipeline.worst_misses import Miss, draw_miss
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #d9dee4; --ground: #fff; --card: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --soft: #9aa5b1; --line: #3a444f; --ground: #16191d; --card: #1f2429; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); margin: 0 auto;
-  max-width: 68rem; padding: 1.5rem; }
-h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-p.sub, figcaption { color: var(--soft); } p.sub { margin: .2rem 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 500; }
-tr.chosen td { font-weight: 600; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; }
-.tile { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.5rem; } .tile span { color: var(--soft); }
-.remark { border-left: 3px solid #e0a100; padding: .1rem .8rem; margin: .3rem 0; }
-img.figure { max-width: 100%; width: 46rem; border-radius: .5rem; background: #fff; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem; }
-figure { margin: 0; background: var(--card); border-radius: .5rem; overflow: hidden; }
-figure img { width: 100%; height: 15rem; object-fit: contain; background: #0b0d0f; display: block; }
-figcaption { padding: .5rem .7rem; font-size: .85rem; overflow-wrap: anywhere; }
-figcaption b { color: var(--ink); } .escape { color: #d1495b; } .overkill { color: #c98a00; }
-.true { color: #37b24d; } .found { color: #e03131; }
-"""
 
 
 def page(evaluation: Evaluation, tried: Tried, curve_png: bytes | None) -> str:
@@ -55,9 +27,7 @@ def page(evaluation: Evaluation, tried: Tried, curve_png: bytes | None) -> str:
         *(["<h2>The classifier alone as a gate</h2>" + _gate(gate)] if (gate := evaluation.gate) else []),
         "<h2>Worst misses</h2>" + _gallery(evaluation.misses.kept),
     ]
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{plain(title)}</title>"
-    body = "".join(sections)
-    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    return document(title, sections)
 
 
 def _tiles(evaluation: Evaluation) -> str:
@@ -103,16 +73,7 @@ def _classes(evaluation: Evaluation) -> str:
             number(agreement.iou(index) if pixels else None),
             *[number(evaluation.ranked.ap(index) if index else None)] * boxes,
         ])  # fmt: skip
-    return _table(rows)
-
-
-def _table(rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
-    head = "".join(f"<th>{plain(cell)}</th>" for cell in rows[0])
-    body = [
-        f"<tr{' class=chosen' if number == chosen else ''}>{''.join(f'<td>{plain(cell)}</td>' for cell in row)}</tr>"
-        for number, row in enumerate(rows[1:])
-    ]
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(body)}</table></div>"
+    return table(rows)
 
 
 def _confusion(evaluation: Evaluation) -> str:
@@ -135,17 +96,17 @@ def _confusion(evaluation: Evaluation) -> str:
 def _curve(tried: Tried, png: bytes | None) -> str:
     if not tried.curve:
         return "<p>It takes good and defective pictures.</p>"
-    image = f"<p><img class=figure alt='escape against overkill' src='{_data_uri(png)}'></p>" if png else ""
+    image = f"<p><img class=figure alt='escape against overkill' src='{data_uri(png)}'></p>" if png else ""
     rows = [["overkill", "escape", "REVIEW", "threshold", "min score", "min area px", "NG above"]]
     rows += [_point(point) for point in tried.curve]
     place = next((n for n, point in enumerate(tried.curve) if tried.chosen and point.rules == tried.chosen.rules), None)
-    return image + _table(rows, place) + _chosen(tried)
+    return image + table(rows, place) + _chosen(tried)
 
 
 def _gate(points: Sequence[GatePoint]) -> str:
     rows = [["threshold", "recall", "precision", "sent on"]]
     rows += [[f"{p.threshold:g}", str(p.recall), share(p.precision.share), share(p.sent.share)] for p in points]
-    return _table(rows, None)
+    return table(rows, None)
 
 
 def _point(point: Point) -> list[str]:
@@ -171,13 +132,8 @@ def _gallery(misses: Sequence[Miss]) -> str:
 
 
 def _figure(miss: Miss) -> str:
-    _, data = cv2.imencode(".jpg", draw_miss(miss), [cv2.IMWRITE_JPEG_QUALITY, 88])
     dice = f" · Dice {miss.dice:.3f}" if miss.dice is not None else ""
     wrong = f"<b class={miss.wrong}>{miss.wrong}</b> · " if miss.wrong else ""
     facts = f"{miss.true_class}, judged {miss.said} · P(defect) {miss.p_defect:.3f}{dice}"
     caption = f"{wrong}{plain(facts)}<br>{plain(miss.image)}"
-    return f"<figure><img alt='' src='{_data_uri(data.tobytes(), 'jpeg')}'><figcaption>{caption}</figcaption></figure>"
-
-
-def _data_uri(image: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return f"<figure>{picture(draw_miss(miss))}<figcaption>{caption}</figcaption></figure>"

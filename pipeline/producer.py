@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 from pipeline.errors import AoiError, StreamDown
 from pipeline.messages import Frame
@@ -66,6 +67,15 @@ class Offered:
         self.faulty += sum(bool(frame.fault) for frame in batch)
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """Frames that have a time of their own."""
+
+    def is_due(self) -> bool:
+        """Would the next frame come without waiting?"""
+        ...
+
+
 def produce(
     frames: Iterable[Frame],
     stream: Stream,
@@ -78,7 +88,7 @@ def produce(
     """Offer every frame of the source; returns when it ends or `stop` is set (all taken from it is offered).
 
     `gather` frames, or GATHER_BYTES, are offered in one round trip: 1 for a source that comes in its own time;
-    of a Paced one, only those that are due already: no frame waits for company.
+    of a Timed one, only those that are due already: no frame waits for company.
     `offered` is what it counts in, for who wants to look on.
     """
     stop, offered = stop or threading.Event(), offered or Offered()
@@ -96,7 +106,7 @@ def _gathered(frames: Iterable[Frame], gather: int, stop: threading.Event) -> It
     batch: list[Frame] = []
     size = 0
     failure: AoiError | None = None
-    source, company = iter(frames), frames.is_due if isinstance(frames, Paced) else lambda: True
+    source, company = iter(frames), frames.is_due if isinstance(frames, Timed) else lambda: True
     while not stop.is_set():
         try:
             frame = next(source)

@@ -6,9 +6,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,73 +18,18 @@ from pipeline.errors import AoiError, DiskError, Exit, WireError
 from pipeline.messages import JUDGEMENTS
 from pipeline.options import option
 from pipeline.overlay import file_name
+from pipeline.shift_choice import Wanted, frames_of, tell_damage, wanted_options
 from pipeline.shift_files import files_of
-from pipeline.shift_format import Recorded, Row
-from pipeline.shift_reader import FOREVER, Shift, open_shift
+from pipeline.shift_format import Recorded
+from pipeline.shift_reader import Shift, open_shift
 from pipeline.shift_repair import repair as repair_file
 from pipeline.shown import counted, safe
 
 CSV_FIELDS = ("frame_id", "source", "lot", "panel", "name", "judgement", "reason", "recipe", "engine", "triggered_ns")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which frames of a shift; empty: any."""
-
-    from_ns: int = 0
-    to_ns: int = FOREVER
-    lots: tuple[str, ...] = ()
-    panels: tuple[str, ...] = ()
-    ids: tuple[str, ...] = ()
-    judgements: tuple[str, ...] = ()
-
-    def takes(self, row: Row) -> bool:
-        return (
-            self.from_ns <= row.time_ns < self.to_ns
-            and (not self.lots or row.lot in self.lots)
-            and (not self.panels or row.panel in self.panels)
-            and (not self.ids or row.frame_id in self.ids)
-            and (not self.judgements or row.judgement in self.judgements)
-        )
-
-
-def when_ns(text: str) -> int:
-    """Nanoseconds since 1970 of an ISO time (local unless it says otherwise) or of such a number itself."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1e6) * 1000
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: give a time such as 2025-03-01T22:15:00, or ns since 1970") from None
-
-
 def shown_time(at_ns: int) -> str:
     return datetime.fromtimestamp(at_ns / 1e9, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
-
-
-def wanted_options(command: Any) -> Any:
-    """The command is given `wanted`."""
-
-    def with_wanted(
-        start: str, end: str, lot: tuple[str, ...], panel: tuple[str, ...], frame: tuple[str, ...],
-        judgement: tuple[str, ...], **others: Any,
-    ) -> Any:  # fmt: skip
-        span = when_ns(start) if start else 0, when_ns(end) if end else FOREVER
-        return command(wanted=Wanted(*span, lot, panel, frame, judgement), **others)
-
-    with_wanted.__name__, with_wanted.__doc__ = command.__name__, command.__doc__
-    decorated: Any = with_wanted
-    decorated.__click_params__ = getattr(command, "__click_params__", [])
-    for decorate in (
-        option("--judgement", type=click.Choice(JUDGEMENTS), multiple=True, help="Only frames judged so."),
-        option("--frame", multiple=True, help="Only this frame id."),
-        option("--panel", multiple=True, help="Only this panel."),
-        option("--lot", multiple=True, help="Only this lot."),
-        option("--to", "end", default="", help="Only frames offered before this time."),
-        option("--from", "start", default="", help="Only frames offered from this time on."),
-    ):
-        decorated = decorate(decorated)
-    return decorated
 
 
 @click.group()
@@ -174,7 +117,7 @@ def list_(path: Path, wanted: Wanted) -> None:
         for row in sorted(filter(wanted.takes, found.rows()), key=lambda row: row.time_ns):
             cells = shown_time(row.time_ns), row.judgement or "–", row.lot, row.panel, row.frame_id
             click.echo("\t".join(map(safe, cells)))
-        _tell(found)
+        tell_damage(found)
 
 
 @shift.command()
@@ -197,7 +140,7 @@ def extract(path: Path, folder: Path, wanted: Wanted, verdicts: str, pictures: b
             table = csv.writer(out)
             if verdicts == "csv":
                 table.writerow(CSV_FIELDS)
-            for recorded in _every(path, wanted):
+            for recorded in frames_of(path, wanted):
                 facts = _verdict_facts(recorded)
                 if verdicts == "csv":
                     table.writerow([facts.get(name, "") for name in CSV_FIELDS])
@@ -208,13 +151,6 @@ def extract(path: Path, folder: Path, wanted: Wanted, verdicts: str, pictures: b
     except OSError as error:
         raise DiskError(f"shift cannot be written to {folder}: {error.strerror}; choose another folder") from error
     click.echo(f"{counted(frames, 'frame')}, {counted(written, 'picture')} written to {folder}", err=True)
-
-
-def _every(path: Path, wanted: Wanted) -> Iterator[Recorded]:
-    for file in files_of(path):
-        found = open_shift(file)
-        yield from found.chosen(wanted.takes)
-        _tell(found)
 
 
 def _verdict_facts(recorded: Recorded) -> dict[str, Any]:
@@ -253,8 +189,3 @@ def repair(path: Path) -> None:
             click.echo(f"{safe(file)} repaired: {counted(done.frames, 'frame')} kept; as it was: {safe(done.kept)}")
             for line in done.damage:
                 click.echo(f"  {safe(line)}", file=sys.stderr)
-
-
-def _tell(found: Shift) -> None:
-    for line in found.damage:
-        click.echo(f"damaged: {safe(line)}", err=True)

@@ -16,7 +16,7 @@ from typing import IO
 
 from mcap.data_stream import ReadDataStream
 from mcap.exceptions import InvalidMagic
-from mcap.reader import make_reader
+from mcap.reader import McapReader, make_reader
 from mcap.records import Chunk, Header, Message
 from mcap.stream_reader import StreamReader, breakup_chunk
 
@@ -56,7 +56,12 @@ class Shift:
     whole: bool = True  # it has its end and its index
     damage: list[str] = field(default_factory=list)
     _places: list[_Place] = field(default_factory=list, repr=False)
-    _rows: list[Row] | None = field(default=None, repr=False)
+    _indexed: bool = False  # its index of frames is there and whole
+
+    @property
+    def start_ns(self) -> int:
+        """When the first of its frames was offered; 0: there is none."""
+        return self._places[0].start_ns if self._places else 0
 
     def recorded(self, from_ns: int = 0, to_ns: int = FOREVER) -> Iterator[Recorded]:
         """Frames offered in [from_ns, to_ns), in that order, each with its verdict; later amendments come alone."""
@@ -77,10 +82,11 @@ class Shift:
                     yield from self._joined(held.pop((at, sequence)))
 
     def rows(self) -> list[Row]:
-        """The index: one row per frame, in the order they were written."""
-        if self._rows is None:
-            self._rows = [_row(e) for e in self.recorded() if e.pixels is not None or e.verdict is not None]
-        return self._rows
+        """The index: one row per frame, in the order they were written; read anew each time, as it can be large."""
+        if self._indexed:
+            with self.path.open("rb") as file:
+                return _read_rows(make_reader(file))
+        return [_row(e) for e in self.recorded() if e.pixels is not None or e.verdict is not None]
 
     def chosen(self, choose: Choose) -> Iterator[Recorded]:
         """The frames whose row is chosen, by reading only the chunks they lie in."""
@@ -167,12 +173,17 @@ def _read_summary(file: IO[bytes], shift: Shift) -> bool:
         shift.damage.append(f"{shift.path} has no end ({str(error) or type(error).__name__}): aoi shift repair")
         return False
     try:
-        attached = next(each for each in reader.iter_attachments() if each.name == INDEX_NAME)
-        shift._rows = unpack_index(attached.data)
+        _read_rows(reader)
+        shift._indexed = True
     except Exception as error:  # also when it is not there
         shift.damage.append(f"{shift.path}: its index of frames is lost ({error or 'missing'}): aoi shift repair")
         shift.whole = False
     return True
+
+
+def _read_rows(reader: McapReader) -> list[Row]:
+    attached = next(each for each in reader.iter_attachments() if each.name == INDEX_NAME)
+    return unpack_index(attached.data)
 
 
 def _check_summary(file: IO[bytes]) -> None:
