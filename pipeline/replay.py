@@ -151,6 +151,7 @@ class Replay:
         self._lock = threading.Lock()
         self._waiting: dict[str, Recorded] = {}  # by frame id: offered, or about to be, and not judged
         self._failure: BaseException | None = None
+        self._drained = False
         self.counts, self.offered = ReplayCounts(), Offered()
 
     def run(self, judged: Callable[[Recorded, Verdict], None], look: Callable[[], None] = lambda: None) -> ReplayCounts:
@@ -194,6 +195,9 @@ class Replay:
             if self._stream.audit().outstanding:
                 return False
         except StreamDown:
+            return False
+        if not self._drained:  # the last verdicts may have come since we looked
+            self._drained = True
             return False
         self.counts.not_taken = len(self._waiting)
         return True
