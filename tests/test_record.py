@@ -224,7 +224,7 @@ def test_verdicts_that_left_unread_are_counted(opened: Opener, tmp_path: Path) -
 def test_files_roll_and_the_oldest_make_room(opened: Opener, tmp_path: Path) -> None:
     """By size here; the quota holds, and what is left is the newest without a gap."""
     stream, now = opened("w"), [0.0]
-    roll, quota = RollBy(size=4_000), 20_000
+    roll, quota = RollBy(size=4_000), 40_000
     with recording(opened(""), tmp_path, roll=roll, quota=quota, clock=lambda: now[0]) as recorder:
         for n in range(60):
             stream.offer([make_frame(n)])
