@@ -23,7 +23,7 @@ from bench.beside import draw_beside
 from bench.cnr_table import show_cnr
 from bench.endurance.commands import chaos, soak
 from bench.engines_commands import engines_, tune_
-from bench.load import Pictures
+from bench.load import Pictures, mean_rate
 from bench.measure import Plan, Tell, doubling, measure
 from bench.models_table import show_models
 from bench.table import WIDTH, show_comparison, show_report
@@ -36,6 +36,26 @@ from pipeline.recipe import load_recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 USUAL_LOADS = {"single": (50.0, 70.0, 90.0), "batch": (70.0,)}
+
+
+class PercentOrShift(click.ParamType):
+    """A number from 1 to 200, or a recorded shift's file or folder."""
+
+    name = "percent or shift"
+
+    def get_metavar(self, param: click.Parameter, *_: Any) -> str:
+        return "PERCENT|SHIFT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Path:
+        try:
+            percent = float(value)
+        except (TypeError, ValueError):
+            if (path := Path(str(value))).exists():
+                return path
+            self.fail(f"{value!r} is neither a percentage nor a recorded shift", param, ctx)
+        if not 1 <= percent <= 200:
+            self.fail(f"{value} %: give 1 to 200, or a recorded shift", param, ctx)
+        return percent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,7 +85,13 @@ def measuring(command: Command) -> Command:
         option("--images", type=click.Path(path_type=Path), help="Folder of your own images instead of the simulator."),
         option("--url", envvar="AOI_URL", default="", help="Redis to use; without one an embedded one, in memory."),
         option("--line/--no-line", default=True, help="Measure the whole line too, not the engines alone."),
-        option("--load", "loads", type=click.FloatRange(1, 200), multiple=True, help="… at so many % of capacity."),
+        option(
+            "--load",
+            "loads",
+            type=PercentOrShift(),
+            multiple=True,
+            help="… at so many % of capacity, or SHIFT: a recorded one, its frames at the times they were offered.",
+        ),
         option("--rate", "rates", type=click.FloatRange(0.001), multiple=True, help="Open loop at so many frames/s …"),
         option("--deadline-ms", type=click.FloatRange(0), default=0.0, help="Open loop: of every frame; 0: none."),
         option("--frames", type=click.IntRange(10), help="Frames in each run of the line [default: by --seconds]."),
@@ -107,6 +133,7 @@ def batch(max_batch: int, **options: Any) -> None:
     bench batch
     bench batch --max-batch 16 --rate 200 --seconds 30
     bench batch --deadline-ms 100 --load 70 --load 150 --load 200
+    bench batch --load ./shifts/press4-20261127T220000.000Z.mcap
     """
     _measure("batch", doubling(max_batch), options)
 
@@ -264,7 +291,13 @@ def _plan(kind: str, sizes: tuple[int, ...], given: dict[str, Any]) -> Plan:
         raise click.UsageError("--url memory:// lives in one process, the line has three; leave --url out")
     if given["engine"]:
         recipe = replace(recipe, batching=replace(recipe.batching, engine=given["engine"]))
-    pictures = Pictures(str(given["images"] or ""), **asdict(given["simulator"]))
+    percent = tuple(load for load in given["loads"] if isinstance(load, float))
+    shifts = [load for load in given["loads"] if isinstance(load, Path)]
+    if len(shifts) > 1 or (shifts and given["images"]):
+        raise click.UsageError("one source of pictures: --images, or one shift for --load")
+    shift = str(shifts[0]) if shifts else ""
+    pictures = Pictures(str(given["images"] or ""), shift, **asdict(given["simulator"]))
+    usual = () if given["rates"] or shift else USUAL_LOADS[kind]
     return Plan(
         kind=kind,
         recipe_name=given["recipe"],
@@ -274,7 +307,8 @@ def _plan(kind: str, sizes: tuple[int, ...], given: dict[str, Any]) -> Plan:
         seconds=given["seconds"],
         frames=given["frames"] or 0,
         rates=given["rates"],
-        loads=given["loads"] or (() if given["rates"] else USUAL_LOADS[kind]),
+        loads=percent or usual,
+        shift_rate=mean_rate(shift) if shift else 0.0,
         deadline_ms=given["deadline_ms"],
         line=given["line"],
         url=given["url"],

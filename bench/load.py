@@ -15,14 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from bench.usage import usage_of
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, WireError
 from pipeline.messages import Frame, frame_id
 from pipeline.producer import Paced, produce
+from pipeline.replay import InRhythm, ReadAhead
+from pipeline.shift_choice import Wanted, frames_of
+from pipeline.shift_files import files_of
+from pipeline.shift_reader import FOREVER, open_shift
 from pipeline.sources import SourceOptions, open_source
 from pipeline.sources.panel import PanelSimulator
 from pipeline.sources.stamp import Stamp
@@ -33,9 +39,10 @@ GATHER = 8  # frames a round trip in the closed loop; the open loop sends each w
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is shown to the line: the panel simulator's pictures, or those of a folder of images."""
+    """What is shown to the line: the panel simulator's pictures, or those of a folder of images or of a shift."""
 
     images: str = ""  # folder; empty: the simulator
+    shift: str = ""  # recorded shift, file or folder, instead
     seed: int = 0
     size: tuple[int, int] = (256, 256)  # height, width in px
     defect_rate: float = 0.3
@@ -57,6 +64,7 @@ class Load:
     seconds: float = 10.0
     window: int = 64  # closed loop: frames outstanding at most
     deadline_ms: float = 0.0  # from the scheduled trigger; 0: none
+    recorded: bool = False  # open loop: all frames of the shift, at the times they were offered
 
     def to_line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -70,6 +78,11 @@ class Load:
 
 def render(pictures: Pictures) -> list[Frame]:
     """The distinct frames, pixels in memory. Raises SourceError where there is none that can be read."""
+    if pictures.shift:
+        found = list(itertools.islice(frames_of_shift(pictures.shift), pictures.distinct))
+        if not found:
+            raise SourceError(f"no frame of shift {pictures.shift} has pixels; record with --keep all")
+        return found
     names = ("seed", "size", "defect_rate", "contrast", "noise")
     simulator = PanelSimulator(**{name: getattr(pictures, name) for name in names})
     options = SourceOptions(count=pictures.distinct, simulator=simulator)
@@ -78,6 +91,46 @@ def render(pictures: Pictures) -> list[Frame]:
     if not found:
         raise SourceError(f"none of the first {pictures.distinct} images of {pictures.images} can be read")
     return found
+
+
+def frames_of_shift(path: str) -> Iterator[Frame]:
+    """Those with pixels, in the order they were offered."""
+    for each in frames_of(Path(path), Wanted()):
+        if each.pixels is not None:
+            with suppress(WireError):
+                yield each.frame()
+
+
+def mean_rate(path: str) -> float:
+    """Frames/s of a shift, to three digits, from the first with pixels to the last.
+
+    Raises SourceError where there are not two.
+    """
+    rows = (row for file in files_of(Path(path)) for row in open_shift(file).rows() if row.has_pixels)
+    count, first, last = 0, FOREVER, 0
+    for row in rows:
+        count, first, last = count + 1, min(first, row.time_ns), max(last, row.time_ns)
+    if count < 2 or last <= first:
+        raise SourceError(f"shift {path} has {count} frames with pixels: too few for a rhythm; record more of them")
+    return float(f"{(count - 1) / ((last - first) / 1e9):.3g}")
+
+
+def at_recorded_times(
+    frames: Iterable[Frame],
+    load: Load,
+    session: str,
+    stop: threading.Event,
+    clock: Callable[[], int] = time.monotonic_ns,
+    wall: Callable[[], int] = time.time_ns,
+) -> Iterator[Frame]:
+    """A shift's frames as new ones, each when it was offered, counted from the first; that is when it is triggered."""
+    budget_ns, start, first_ns = int(load.deadline_ms * 1e6), 0, 0
+    for sequence, frame in enumerate(InRhythm(frames, 1.0, stop, clock=clock)):
+        start, first_ns = (start, first_ns) if sequence else (wall(), frame.offered_ns)
+        due = start + frame.offered_ns - first_ns
+        identity = frame_id(load.source, session, sequence)
+        renamed = replace(frame, frame_id=identity, source=load.source, session=session, sequence=sequence)
+        yield replace(renamed, triggered_ns=due, deadline_ns=due + budget_ns if budget_ns else 0)
 
 
 def _in_one_block(frame: Frame) -> Frame:
@@ -123,8 +176,15 @@ def main() -> None:
     stop = threading.Event()
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     before = usage_of(os.getpid())
-    frames = again_and_again(rendered, load.source, f"{time.time_ns()}", load.deadline_ms)
-    offered = produce(scheduled(frames, load, stop), stream, gather=GATHER, stop=stop)
+    session = f"{time.time_ns()}"
+    if load.recorded:
+        ahead = ReadAhead(frames_of_shift(load.pictures.shift), lambda frame: frame.payload_bytes)
+        chosen = itertools.islice(ahead, load.frames or None)
+        offered = produce(at_recorded_times(chosen, load, session, stop), stream, stop=stop)
+        ahead.close()
+    else:
+        frames = again_and_again(rendered, load.source, session, load.deadline_ms)
+        offered = produce(scheduled(frames, load, stop), stream, gather=GATHER, stop=stop)
     after = usage_of(os.getpid())
     stream.close()
     _say(json.dumps({"offered": offered.frames, "cpu_s": after.cpu_s - before.cpu_s, "rss_peak": after.rss_peak}))

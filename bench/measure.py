@@ -39,13 +39,14 @@ class Plan:
     rates: tuple[float, ...] = ()  # open loop, frames/s
     loads: tuple[float, ...] = ()  # open loop, per cent of the closed loop's frames/s
     deadline_ms: float = 0.0  # of every frame of the open loop; 0: none
+    shift_rate: float = 0.0  # open loop at the recorded times of the shift in `pictures`: its mean frames/s; 0: no
     line: bool = True
     url: str = ""  # empty: an embedded Redis
 
     @property
     def steps(self) -> int:
         """How many times `tell` will be called."""
-        opens = len(self.rates) + len(self.loads)
+        opens = len(self.rates) + len(self.loads) + bool(self.shift_rate)
         return len(self.sizes) * (len(self.recipe.stages) + (1 + opens if self.line else 0))
 
 
@@ -86,12 +87,18 @@ def _settings(plan: Plan, frames: list[Frame]) -> dict[str, Any]:
     return {
         "mode": plan.recipe.mode,
         "batching": batching,
-        "pictures": asdict(replace(plan.pictures, images=Path(plan.pictures.images).name)),
+        "pictures": _without_folders(plan.pictures),
         "frame_bytes": round(sum(frame.payload_bytes for frame in frames) / len(frames)),
         "seconds": plan.seconds,
         "frames": plan.frames,
         **({"deadline_ms": plan.deadline_ms} if plan.deadline_ms else {}),
     }
+
+
+def _without_folders(pictures: Pictures) -> dict[str, Any]:
+    facts = {**asdict(pictures), "images": Path(pictures.images).name}
+    shift = facts.pop("shift")
+    return {**facts, "shift": Path(shift).name} if shift else facts
 
 
 def _measure_engines(plan: Plan, frames: list[Frame], tell: Tell) -> tuple[list[EngineRun], str, int]:
@@ -134,6 +141,9 @@ def _drive(line: Line, plan: Plan, size: int, tell: Tell) -> Iterator[LineRun]:
     for rate in plan.rates:
         tell(f"line, batch {size}, {rate:g} frames/s")
         yield line.drive(rate=rate, deadline_ms=plan.deadline_ms, **bounds)
+    if plan.shift_rate:
+        tell(f"line, batch {size}, as recorded, {plan.shift_rate:.0f} frames/s on average")
+        yield line.drive(rate=plan.shift_rate, frames=plan.frames, deadline_ms=plan.deadline_ms, recorded=True)
 
 
 @contextmanager

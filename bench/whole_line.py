@@ -82,8 +82,12 @@ class Line:
         frames: int = 0,
         seconds: float = 10.0,
         deadline_ms: float = 0.0,
+        recorded: bool = False,
     ) -> LineRun:
-        """One run: closed loop without a rate, else open loop at `rate` frames/s (`load` % of the capacity)."""
+        """One run: closed loop without a rate, else open loop at `rate` frames/s (`load` % of the capacity).
+
+        With `recorded` it is the whole shift that the pictures come from, in its rhythm; `rate` is then its mean.
+        """
         self._runs += 1
         offered = Load(
             url=self._site.url,
@@ -94,6 +98,7 @@ class Line:
             frames=frames,
             seconds=seconds,
             deadline_ms=deadline_ms,
+            recorded=recorded,
             window=outstanding_at_most(self._max_batch, self._site.batching.in_flight),
         )
         with Child("producer", ["-m", "bench.load"]) as producer:
