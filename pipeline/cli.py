@@ -34,6 +34,7 @@ from pipeline.parity_command import parity_
 from pipeline.recipe import load_recipe
 from pipeline.record_command import record
 from pipeline.replay_command import replay
+from pipeline.shadow_command import shadow
 from pipeline.shift_commands import shift
 from pipeline.shown import PlainFormatter, redacted, safe
 from pipeline.sources.panel import PanelSimulator, render_folder
@@ -228,7 +229,7 @@ def simulate(
 
 
 COMMANDS = (
-    *(produce_, work, results, status, audit, record, replay, shift),
+    *(produce_, work, results, status, audit, record, replay, shadow, shift),
     *(dataset, train, evaluate_, build, parity_, export, bench),
 )
 for command in COMMANDS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +19,11 @@ STOP_S = 60.0
 class Crew:
     """Commands of `aoi` by name; one that was killed is started again, one that failed ends the whole."""
 
-    def __init__(self, commands: dict[str, list[str]], log: Path) -> None:
+    def __init__(
+        self, commands: Mapping[str, Sequence[str]], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._commands, self._log, self.starts = commands, log, dict.fromkeys(commands, 0)
+        self._environment = {**os.environ, **(environment or {})}  # for a URL: other users see a process's arguments
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.finished: set[str] = set()
 
@@ -29,7 +34,9 @@ class Crew:
             raise AoiError(f"the {name} was killed {STARTS_AT_MOST} times; see {self._log}")
         command = [sys.executable, "-m", "pipeline.cli", *self._commands[name]]
         with self._log.open("ab") as log:
-            self._running[name] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._running[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment
+            )
 
     def look(self) -> None:
         """Start again what was killed; raise what a failed one said."""

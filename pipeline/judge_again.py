@@ -61,8 +61,8 @@ def judge_again(
         limits = _limits(line, manner)
         stream = open_stream(line.url, line.name, limits=limits)
         names = [f"worker {n + 1}" for n in range(line.workers)] if line.recipe else []
-        command = ["work", "--recipe", line.recipe, "--url", line.url, "--line", line.name, *line.options]
-        crew = Crew(dict.fromkeys(names, command), Path(folder) / "workers.log")
+        command = ["work", "--recipe", line.recipe, "--line", line.name, *line.options]
+        crew = Crew(dict.fromkeys(names, command), Path(folder) / "workers.log", {"AOI_URL": line.url})
         try:
             for name in names:
                 crew.start(name)

@@ -16,19 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from pipeline.broker import Broker
 from pipeline.connected import on_signal
-from pipeline.diff_page import diff_page
+from pipeline.diff_output import Bounds, both_pictures, comparison, write_page
 from pipeline.diff_tables import replay_lines, show_diff
-from pipeline.errors import AoiError, DiskError, Exit, WireError
+from pipeline.errors import AoiError, Exit, WireError
 from pipeline.judge_again import Judged, Line, Manner, VerdictFile, judge_again, with_verdicts_of
 from pipeline.messages import Verdict
 from pipeline.options import as_json, option
-from pipeline.overlay import draw
-from pipeline.page_frame import picture
 from pipeline.recipe import load_recipe
 from pipeline.replay import ReplayCounts
 from pipeline.shift_choice import Wanted, frames_of, wanted_options
 from pipeline.shift_format import Recorded
-from pipeline.shown import counted
 from pipeline.verdict_diff import VerdictDiff
 
 MOST_PICTURES = 60
@@ -44,10 +41,7 @@ MOST_PICTURES = 60
 @option("--speed", type=click.FloatRange(0), default=0.0, help="Times the recorded rhythm; 0: as fast as it goes.")
 @option("--deadlines", is_flag=True, help="Frames have as long as they had; without it none is late.")
 @option("--against", default="", help="Compare with what was `recorded`, or with the verdicts of another RECIPE.")
-@option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the comparison as an HTML page.")
-@option("--max-escapes", type=click.IntRange(0), help="More from NG to OK: exit with 12.")
-@option("--max-overkill", type=click.IntRange(0), help="More from OK to NG: exit with 12.")
-@option("--max-flips", type=click.IntRange(0), help="More changed judgements: exit with 12.")
+@comparison
 @as_json
 def replay(
     path: Path,
@@ -60,9 +54,7 @@ def replay(
     deadlines: bool,
     against: str,
     report: Path | None,
-    max_escapes: int | None,
-    max_overkill: int | None,
-    max_flips: int | None,
+    bounds: Bounds,
     as_json: bool,
 ) -> int:
     """Offer the frames of SHIFT again, with their ids and trigger times, and compare the verdicts.
@@ -72,8 +64,7 @@ def replay(
     aoi replay ./shifts --recipe ./new-model --against ./old-model --lot 4711
     aoi replay ./shifts --speed 1 --line line2 --url redis://line-pc:6379
     """
-    bounds = {"escapes": max_escapes, "overkill": max_overkill, "flipped": max_flips}
-    _check(recipe, url, against, report is not None or any(v is not None for v in bounds.values()))
+    _check(recipe, url, against, report is not None or bounds != Bounds())
     stop = threading.Event()
     on_signal(stop.set)
     manner = Manner(speed, deadlines)
@@ -99,7 +90,7 @@ def replay(
     _show(counts, diff, speed, bool(against), as_json)
     if stop.is_set():
         return int(Exit.INTERRUPTED)
-    return _gate(diff, bounds) if against else int(Exit.OK)
+    return int(bounds.gate(diff)) if against else int(Exit.OK)
 
 
 def _check(recipe: str, url: str, against: str, compares: bool) -> None:
@@ -160,17 +151,6 @@ def _show(counts: ReplayCounts, diff: VerdictDiff, speed: float, compared: bool,
         show_diff(Console(), diff)
 
 
-def _gate(diff: VerdictDiff, bounds: dict[str, int | None]) -> int:
-    """12 where a bound is exceeded, each told."""
-    refused = False
-    for name, bound in bounds.items():
-        found = getattr(diff, name)
-        if bound is not None and found > bound:
-            refused = True
-            click.echo(f"refused: {found} {name}, at most {bound} allowed", err=True)
-    return int(Exit.REFUSED if refused else Exit.OK)
-
-
 def _write(report: Path, diff: VerdictDiff, title: str, path: Path, in_rhythm: bool) -> None:
     flips = {flip.after.frame.frame_id: flip for flip in diff.flips[:MOST_PICTURES]}
     pictures = {}
@@ -179,12 +159,7 @@ def _write(report: Path, diff: VerdictDiff, title: str, path: Path, in_rhythm: b
             try:
                 frame = each.frame()
                 flip = flips[frame.frame_id]
-                pictures[frame.frame_id] = tuple(picture(draw(frame.image(), v)) for v in (flip.before, flip.after))
+                pictures[frame.frame_id] = both_pictures(frame, flip.before, flip.after)
             except AoiError:
                 continue
-    try:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(diff_page(diff, title, pictures, in_rhythm), encoding="utf-8")  # type: ignore[arg-type]
-    except OSError as error:
-        raise DiskError(f"report {report} cannot be written: {error.strerror}; name another file") from error
-    click.echo(f"{counted(diff.flipped, 'flip')} in {report}", err=True)
+    write_page(report, diff, title, pictures, in_rhythm)

@@ -224,7 +224,7 @@ def test_verdicts_that_left_unread_are_counted(opened: Opener, tmp_path: Path) -
 def test_files_roll_and_the_oldest_make_room(opened: Opener, tmp_path: Path) -> None:
     """By size here; the quota holds, and what is left is the newest without a gap."""
     stream, now = opened("w"), [0.0]
-    roll, quota = RollBy(size=4_000), 40_000
+    roll, quota = RollBy(size=4_000), 25_000
     with recording(opened(""), tmp_path, roll=roll, quota=quota, clock=lambda: now[0]) as recorder:
         for n in range(60):
             stream.offer([make_frame(n)])
@@ -233,7 +233,7 @@ def test_files_roll_and_the_oldest_make_room(opened: Opener, tmp_path: Path) -> 
             wait_until(lambda n=n: recorder.counts.frames == n + 1)  # type: ignore[misc]
             now[0] += 1.5
     sizes = [path.stat().st_size for path in files_of(tmp_path)]
-    assert recorder.counts.files > len(sizes) > 2
+    assert recorder.counts.files > len(sizes) >= 2
     assert sum(sizes) <= quota + 10_000  # the newest is written to until the next look
     sequences = [each.frame().sequence for each in shift_in(tmp_path)]
     assert sequences == list(range(60 - len(sequences), 60))
