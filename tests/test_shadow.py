@@ -111,8 +111,9 @@ def test_a_new_model_beside_a_running_line(redis_url: str, line: str, tmp_path: 
         try:
             beside = open_stream(redis_url, f"{line}.shadow")
             wait_until(lambda: beside.audit().workers)
-            processes.work(delay_ms=20)
             finished(processes.produce(40, "--rate", "40"))
+            wait_until(lambda: beside.audit().offered == 40)  # on a busy machine some would else be judged unseen
+            processes.work(delay_ms=5)
             verdicts = processes.verdicts(40)
             wait_until(lambda: beside.audit().settled == beside.audit().offered)
             shadow.terminate()
