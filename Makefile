@@ -29,10 +29,10 @@ soak: .venv/.ready  ## does memory grow, does work slow down: make soak [MINUTES
 	@.venv/bin/bench soak --minutes $(or $(MINUTES),60) --out '$(OUT)' --recipe '$(RECIPE)' $(ARGS)
 
 .venv/.ready: setup.cfg pyproject.toml
-	@$(MAKE) --no-print-directory _venv INTO=.venv EXTRAS=cpu,embedded,plots,shift
+	@$(MAKE) --no-print-directory _venv INTO=.venv EXTRAS=cpu,embedded,plots
 
 .venv-test/.ready: setup.cfg pyproject.toml constraints.txt
-	@$(MAKE) --no-print-directory _venv INTO=.venv-test EXTRAS=cpu,embedded,int8,plots,shift,train,test
+	@$(MAKE) --no-print-directory _venv INTO=.venv-test EXTRAS=cpu,embedded,int8,plots,train,test
 
 .PHONY: _venv
 _venv:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from configparser import ConfigParser
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import click
@@ -15,6 +19,7 @@ from pipeline.cli import aoi
 from pipeline.errors import Exit
 
 ROOT = Path(__file__).resolve().parent.parent
+OWNERS = packages_distributions()  # module → distributions
 README = (ROOT / "README.md").read_text()
 
 
@@ -70,6 +75,40 @@ def test_command_has_help_and_stands_in_the_readme(name: str) -> None:
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, f"{name} {option.opts[0]} has no help"
+
+
+def brought_by(names: Iterable[str]) -> set[str]:
+    """These distributions and all that they need by themselves, in normal form."""
+    found, left = set[str](), list(names)
+    while left:
+        name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", left.pop().strip(), maxsplit=1)[0]).lower()
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(PackageNotFoundError):  # for another Python version or system
+            left += [need for need in requires(name) or () if "extra ==" not in need]
+    return found
+
+
+def test_every_command_loads_on_a_bare_install() -> None:
+    """Without any extra: what a module needs at its top is a requirement, or it is imported when it is used."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    there = brought_by(config["options"]["install_requires"].strip().splitlines())
+    owners = {module: {re.sub(r"[-_.]+", "-", name).lower() for name in names} for module, names in OWNERS.items()}
+    hidden = [module for module, names in owners.items() if not names & there and "inline-aoi" not in names]
+    assert {"openvino", "pytest"} <= set(hidden)
+    assert not {"mcap", "click", "cv2", "redis"} & set(hidden)
+    code = (
+        "import sys, json; sys.modules.update(dict.fromkeys(json.loads(sys.stdin.read())));"
+        "from pipeline.cli import aoi; print(len(aoi.commands))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(hidden), cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(aoi.commands)
 
 
 def test_file_map_is_true() -> None:
