@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,11 @@ class Bounds:
 def comparison(command: Any) -> Any:
     """The command is given `report` and `bounds`."""
 
+    @wraps(command)
     def with_bounds(max_escapes: int | None, max_overkill: int | None, max_flips: int | None, **others: Any) -> Any:
         return command(bounds=Bounds(max_escapes, max_overkill, max_flips), **others)
 
-    with_bounds.__name__, with_bounds.__doc__ = command.__name__, command.__doc__
     decorated: Any = with_bounds
-    decorated.__click_params__ = getattr(command, "__click_params__", [])
     for decorate in (
         option("--max-flips", type=click.IntRange(0), help="More changed judgements: exit with 12."),
         option("--max-overkill", type=click.IntRange(0), help="More from OK to NG: exit with 12."),

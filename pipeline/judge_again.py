@@ -114,18 +114,22 @@ def with_verdicts_of(recorded: Iterable[Recorded], path: Path) -> Iterator[Recor
                 if name == frame_id:
                     break
         found = ahead.pop(frame_id, None)
-        yield replace(each, header=found.header if found else each.header, verdict=found.verdict if found else None)
+        yield replace(each, verdict=found.verdict if found else None)
 
 
 class VerdictFile:
-    """Keeps the verdicts of a run, without pixels, to be compared with those of another."""
+    """Keeps the verdicts of a run, without pixels, to be compared with those of another.
+
+    They are told as if they had been given when the frames were recorded: as long after the offer as they took now.
+    """
 
     def __init__(self, path: Path) -> None:
         self._writer = ShiftWriter(path)
 
     def add(self, recorded: Recorded, verdict: Verdict) -> None:
-        told = Recorded(verdict.frame.header(), verdict=verdict.body())
-        self._writer.add(told, verdict.judgement, verdict.settled_ns)
+        settled_ns = identity(recorded.header)[3] + verdict.settled_ns - verdict.frame.offered_ns
+        told = Recorded(recorded.header, verdict=replace(verdict, settled_ns=max(0, settled_ns)).body())
+        self._writer.add(told, verdict.judgement, settled_ns)
 
     def close(self) -> None:
         self._writer.close()

@@ -39,16 +39,11 @@ class FrameWatcher:
         self.failure: AoiError | None = None
         self._thread = threading.Thread(target=self._run, name="aoi-watch", daemon=True)
 
-    def start(self) -> None:
-        """Hand on what lies on the stream now, then what comes."""
+    def start(self, longest_s: float = 2.0) -> None:
+        """Hand on what lies on the stream now, then what comes; returns when the first look is over."""
         self._thread.start()
-        self.look_once_more()
-
-    def look_once_more(self, timeout_s: float = 2.0) -> None:
-        """Until the look that is under way is over: a frame that was there when it began has been handed on."""
         with self._looked:
-            now = self._looks
-            self._looked.wait_for(lambda: self._looks > now or not self._thread.is_alive(), timeout_s)
+            self._looked.wait_for(lambda: self._looks or not self._thread.is_alive(), longest_s)
 
     @property
     def looks(self) -> int:

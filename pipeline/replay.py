@@ -83,7 +83,8 @@ class InRhythm:
     """Frames at the times they were offered when they were recorded, `speed` times as fast; 0: as they can be had.
 
     The schedule starts with the first frame and never moves: a line that could not follow for a while is given the
-    frames that are overdue at once, as a camera would. `late` is told of each frame how late it was handed on, in ns.
+    frames that are overdue at once, as a camera would. `late` is told of each frame how late it was handed on, in ns;
+    `at_hand` makes of it what is handed on, at that moment.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class InRhythm:
         stop: threading.Event,
         late: Callable[[int], None] = lambda ns: None,
         clock: Callable[[], int] = time.monotonic_ns,
+        at_hand: Callable[[Frame], Frame] = lambda frame: frame,
     ) -> None:
         self._frames, self._speed, self._stop, self._late, self._clock = iter(frames), speed, stop, late, clock
+        self._at_hand = at_hand
         self._next: Frame | None = None
         self._first_ns = self._start = 0
 
@@ -115,7 +118,7 @@ class InRhythm:
         if self._speed:
             self._wait(frame)
         self._next = None
-        return frame
+        return self._at_hand(frame)
 
     def _wait(self, frame: Frame) -> None:
         if not self._start:
@@ -205,7 +208,7 @@ class Replay:
     def _offer(self) -> None:
         ahead = ReadAhead(self._recorded, lambda each: each.size)
         try:
-            frames = InRhythm(self._frames(ahead), self._speed, self._stop, self.counts.late.add)
+            frames = InRhythm(self._frames(ahead), self._speed, self._stop, self.counts.late.add, at_hand=self._for_now)
             produce(frames, self._stream, "wait", GATHER, self._stop, offered=self.offered)
         except BaseException as error:
             self._failure = error
@@ -225,7 +228,7 @@ class Replay:
             with self._lock:
                 self._waiting[frame.frame_id] = replace(each, pixels=None)
             self.counts.offered += 1
-            yield self._for_now(frame)
+            yield frame
 
     def _for_now(self, frame: Frame) -> Frame:
         budget = frame.deadline_ns - frame.offered_ns if frame.deadline_ns else 0

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def when_ns(text: str) -> int:
 def wanted_options(command: Any) -> Any:
     """The command is given `wanted`."""
 
+    @wraps(command)
     def with_wanted(
         start: str, end: str, lot: tuple[str, ...], panel: tuple[str, ...], frame: tuple[str, ...],
         judgement: tuple[str, ...], **others: Any,
@@ -65,9 +67,7 @@ def wanted_options(command: Any) -> Any:
         span = when_ns(start) if start else 0, when_ns(end) if end else FOREVER
         return command(wanted=Wanted(*span, lot, panel, frame, judgement), **others)
 
-    with_wanted.__name__, with_wanted.__doc__ = command.__name__, command.__doc__
     decorated: Any = with_wanted
-    decorated.__click_params__ = getattr(command, "__click_params__", [])
     for decorate in (
         option("--judgement", type=click.Choice(JUDGEMENTS), multiple=True, help="Only frames judged so."),
         option("--frame", multiple=True, help="Only this frame id."),

@@ -20,7 +20,7 @@ from mcap.reader import McapReader, make_reader
 from mcap.records import Chunk, Header, Message
 from mcap.stream_reader import StreamReader, breakup_chunk
 
-from pipeline.errors import ShiftError
+from pipeline.errors import ShiftError, WireError
 from pipeline.shift_format import (
     AMENDMENTS,
     FRAMES,
@@ -220,7 +220,7 @@ def _scan(file: IO[bytes], shift: Shift) -> None:
 def _row(recorded: Recorded) -> Row:
     frame_id, lot, panel, at = identity(recorded.header)
     judgement = ""
-    with suppress(Exception):
+    with suppress(WireError):
         verdict = recorded.judged()
         judgement = verdict.judgement if verdict else ""
     return Row(at, frame_id, lot, panel, judgement, recorded.pixels is not None)

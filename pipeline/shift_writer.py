@@ -28,6 +28,7 @@ from pipeline.shift_format import (
 )
 
 CHUNK_BYTES = 2 * 1024 * 1024  # as written, before compression
+NEVER_BYTES = 1 << 40
 
 
 class ShiftWriter:
@@ -42,9 +43,8 @@ class ShiftWriter:
         except OSError as error:
             raise DiskError(f"shift {path} cannot be made: {error.strerror}; choose another folder") from error
         self._chunk_bytes, self._open_bytes = chunk_bytes, 0
-        self._mcap = Writer(
-            self._file, 1 << 40, CompressionType.ZSTD
-        )  # a frame and its verdict share a chunk: we close it
+        # chunks are closed by us, between frames: one and its verdict share a chunk
+        self._mcap = Writer(self._file, NEVER_BYTES, CompressionType.ZSTD)
         try:
             self._mcap.start(f"{PROFILE}{VERSION}")
             for channel, (name, schema) in SCHEMAS.items():

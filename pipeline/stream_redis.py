@@ -266,7 +266,7 @@ class RedisStream:
         A worker that has had no frame yet goes by the mean of those that wait: a full line's would otherwise come to
         it all at once.
         """
-        if not self._large:
+        if n > 0 and not self._large:
             self._large = self._mean_bytes()
         return min(n, max(1, TAKE_BYTES // max(1, self._large)))
 

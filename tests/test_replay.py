@@ -79,6 +79,25 @@ def test_what_is_overdue_comes_at_once_and_is_told() -> None:
     assert list(rhythm) == []
 
 
+def test_a_frame_is_made_ready_when_it_is_handed_on() -> None:
+    """Not when it was looked at: a deadline counted from then would be over before its time."""
+    clock, ready = Clock(), list[int]()
+
+    def at_hand(frame: Frame) -> Frame:
+        ready.append(clock.now)
+        return frame
+
+    rhythm = InRhythm([each.frame() for each in FORTY[:3]], 1.0, clock, clock=clock, at_hand=at_hand)
+    for _ in range(3):
+        next(rhythm)
+        rhythm.is_due()
+    assert [at - ready[0] for at in ready] == [
+        0,
+        pytest.approx(STEP_NS, abs=2000),
+        pytest.approx(2 * STEP_NS, abs=2000),
+    ]
+
+
 def test_reading_ahead_is_bounded_and_ends() -> None:
     """So many frames, no more; what the reader raised comes where it was raised."""
     taken = itertools.count()
@@ -193,17 +212,19 @@ def test_files_that_overlap_are_one_shift(tmp_path: Path) -> None:
 
 
 def test_verdicts_of_another_run_take_the_place_of_the_recorded(tmp_path: Path) -> None:
-    """By frame id; what that run did not judge has none."""
+    """By frame id; what that run did not judge has none. Frames keep their times, and verdicts how long they took."""
     kept = VerdictFile(tmp_path / "before.mcap")
     for number in (0, 1, 3, 4):
         verdict = FORTY[number].judged()
         assert verdict
-        later = replace(verdict.frame, offered_ns=verdict.frame.offered_ns + 10**12)
-        kept.add(FORTY[number], replace(verdict, frame=later, judgement="REVIEW"))
+        later = replace(verdict.frame, offered_ns=10**18, deadline_ns=0, line="other")
+        kept.add(FORTY[number], replace(verdict, frame=later, judgement="REVIEW", settled_ns=10**18 + number))
     kept.close()
     found = list(with_verdicts_of(FORTY[:5], tmp_path / "before.mcap"))
-    assert [each.pixels for each in found] == [each.pixels for each in FORTY[:5]]
-    assert [(v := each.judged()) and v.judgement for each in found] == ["REVIEW", "REVIEW", None, "REVIEW", "REVIEW"]
+    assert [(each.header, each.pixels) for each in found] == [(each.header, each.pixels) for each in FORTY[:5]]
+    verdicts = [each.judged() for each in found]
+    assert [v and v.judgement for v in verdicts] == ["REVIEW", "REVIEW", None, "REVIEW", "REVIEW"]
+    assert [v and v.settled_ns - v.frame.offered_ns for v in verdicts] == [0, 1, None, 3, 4]
 
 
 # ----------------------------------------------------------------------- judged again
