@@ -42,14 +42,16 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks as torch knows them, beside their engine files."""
-    pytest.importorskip("torch", reason="engine torch needs torch: pip install 'inline-aoi[train]'")
+    """Networks as torch knows them, beside their engine files; of one seed, for any other may have classes that tie."""
+    torch = pytest.importorskip("torch", reason="engine torch needs torch: pip install 'inline-aoi[train]'")
     from engines.training.kept_weights import Blueprint, build, keep  # noqa: PLC0415 - an extra
 
     folder = tmp_path_factory.mktemp("untaught")
     classes = load_recipe("panel").classifier.classes
     blueprint = Blueprint("pair", "inline", {}, "softmax", None, classes, 1, False)
-    keep(blueprint, build(blueprint).eval(), folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        keep(blueprint, build(blueprint).eval(), folder)
     for kind in KINDS:
         shutil.copy(load_recipe("panel").folder / f"{kind}.onnx", folder)
     return folder
