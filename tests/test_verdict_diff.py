@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import rle
+from pipeline.diff_output import Bounds
 from pipeline.diff_page import diff_page
 from pipeline.diff_tables import diff_lines
+from pipeline.errors import Exit
 from pipeline.messages import Defect, Judgement, Verdict
 from pipeline.spans import Spans
 from pipeline.verdict_diff import VerdictDiff, main_class, mask_iou, p_defect, said_alike
@@ -143,6 +145,29 @@ def test_the_page_shows_each_flip_with_both_pictures() -> None:
     assert "NG → OK</b>" in html
     assert "as fast as the line took them" in html
     assert any("1 flip: 1 from NG to OK" in line for line in diff_lines(diff))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "code", "told"),
+    [
+        (Bounds(), Exit.OK, ""),
+        (Bounds(escapes=2, overkill=1, flipped=4), Exit.OK, ""),
+        (Bounds(escapes=1), Exit.REFUSED, "refused: 2 escapes, at most 1 allowed"),
+        (Bounds(overkill=0), Exit.REFUSED, "refused: 1 overkill, at most 0 allowed"),
+        (Bounds(flipped=3), Exit.REFUSED, "refused: 4 flipped, at most 3 allowed"),
+    ],
+)
+def test_a_change_beyond_a_bound_is_refused(
+    bounds: Bounds, code: Exit, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many as the bound are allowed; one more is told and refused."""
+    diff = VerdictDiff()
+    for number, (before, after) in enumerate(
+        (("NG", "OK"), ("NG", "OK"), ("OK", "NG"), ("NG", "REVIEW"), ("OK", "OK"))
+    ):
+        diff.add(said(before, number), said(after, number))  # type: ignore[arg-type]
+    assert bounds.gate(diff) == code
+    assert capsys.readouterr().err.strip() == told
 
 
 def test_an_empty_comparison_says_so() -> None:
